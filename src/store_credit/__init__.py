@@ -1,0 +1,3 @@
+"""Store credit for Digital River checkouts."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""Writing many rows with one statement.
+
+On PostgreSQL the rows travel as one array per column and are unnested there: one round trip and one
+prepared statement, whatever their number. On SQLite the driver repeats the statement itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    LargeBinary,
+    Table,
+    TextClause,
+    bindparam,
+    text,
+    update,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.dml import Insert, Update
+
+from store_credit.metadata import Moment
+
+Row = dict[str, Any]
+Conflict = Literal["refuse", "skip", "replace"]
+
+
+def insert(
+    connection: Connection, table: Table, rows: Sequence[Row], conflict: Conflict = "refuse"
+) -> None:
+    """Insert rows that all have the same keys. `conflict` says what becomes of a known primary key."""
+    if not rows:
+        return
+    names = tuple(rows[0])
+    if connection.dialect.name == "postgresql":
+        connection.execute(_unnested_insert(table, names, conflict), _columns(names, rows))
+    else:
+        connection.execute(_plain_insert(table, names, conflict), list(rows))
+
+
+def update_by_id(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Update rows by their `id`; all have the same keys."""
+    if not rows:
+        return
+    names = tuple(rows[0])
+    if connection.dialect.name == "postgresql":
+        connection.execute(_unnested_update(table, names), _columns(names, rows))
+    else:
+        connection.execute(_plain_update(table, names), [_prefixed(row) for row in rows])
+
+
+def insert_grouped(connection: Connection, rows: Iterable[tuple[Table, Row, Conflict]]) -> None:
+    """Insert rows of several tables, each table's rows together, in order of first appearance."""
+    groups: dict[tuple[Table, Conflict, tuple[str, ...]], list[Row]] = {}
+    for table, row, conflict in rows:
+        groups.setdefault((table, conflict, tuple(row)), []).append(row)
+    for (table, conflict, _), group in groups.items():
+        insert(connection, table, group, conflict)
+
+
+def _columns(names: tuple[str, ...], rows: Sequence[Row]) -> dict[str, list[Any]]:
+    return {f"v_{name}": [row[name] for row in rows] for name in names}
+
+
+def _prefixed(row: Row) -> Row:
+    return {f"v_{name}": value for name, value in row.items()}
+
+
+def _unnest(table: Table, names: tuple[str, ...]) -> str:
+    return ", ".join(f"CAST(:v_{name} AS {_array_type(table, name)}[])" for name in names)
+
+
+def _array_type(table: Table, name: str) -> str:
+    kind = table.c[name].type
+    if isinstance(kind, BigInteger):
+        return "bigint"
+    if isinstance(kind, Moment):
+        return "timestamptz"
+    if isinstance(kind, Boolean):
+        return "boolean"
+    return "bytea" if isinstance(kind, LargeBinary) else "text"
+
+
+def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name not in table.primary_key.columns]
+
+
+@cache
+def _unnested_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> TextClause:
+    statement = (
+        f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({_unnest(table, names)})"
+    )
+    if conflict == "skip":
+        statement += " ON CONFLICT DO NOTHING"
+    if conflict == "replace":
+        key = ", ".join(column.name for column in table.primary_key.columns)
+        sets = ", ".join(f"{name} = excluded.{name}" for name in _replaced(table, names))
+        statement += f" ON CONFLICT ({key}) DO UPDATE SET {sets}"
+    return text(statement)
+
+
+@cache
+def _plain_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
+    statement = sqlite.insert(table).values({name: bindparam(name) for name in names})
+    if conflict == "skip":
+        return statement.on_conflict_do_nothing()
+    if conflict == "replace":
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: statement.excluded[name] for name in _replaced(table, names)},
+        )
+    return statement
+
+
+@cache
+def _unnested_update(table: Table, names: tuple[str, ...]) -> TextClause:
+    sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))
+    return text(
+        f"UPDATE {table.name} SET {sets} FROM unnest({_unnest(table, names)}) "
+        f"AS v({', '.join(names)}) WHERE {table.name}.id = v.id"
+    )
+
+
+@cache
+def _plain_update(table: Table, names: tuple[str, ...]) -> Update:
+    values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in _replaced(table, names)}
+    return update(table).where(table.c.id == bindparam("v_id")).values(values)

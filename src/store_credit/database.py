@@ -1,0 +1,228 @@
+"""Engines and transactions; the one place that knows how SQLite and PostgreSQL differ in running them.
+
+All SQL of the service is written as plain functions of a `Connection`. On PostgreSQL they run over
+asyncpg inside the event loop; on SQLite over the standard driver in threads of their own: one for the
+only writer, so that writes queue fairly, and some for readers. Either way a transaction costs
+the loop one hand-over, not one a statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS = 4
+BUSY_TIMEOUT_MS = 2_000
+POOL_TIMEOUT_SECONDS = 2
+LOCK_TIMEOUT_MS = 2_000
+STATEMENT_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_SECONDS = 3
+COMMAND_TIMEOUT_SECONDS = 12
+
+_PASSING_SQLSTATES = (
+    "08",  # connection exceptions
+    "25006",  # read-only transaction: a standby during a failover
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "53",  # insufficient resources
+    "55P03",  # lock timeout
+    "57",  # operator intervention: shutdown, cancelled, starting up
+    "58",  # system error, such as a full disk
+)
+_PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
+
+
+class InvalidUrl(ValueError):
+    """The database URL is of no use. The message is fit to show and holds no password."""
+
+
+class CommitFailed(Exception):
+    """COMMIT raised: the transaction may or may not have happened. `result` is what it would give."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("the fate of a COMMIT is unknown")
+        self.result = result
+
+
+class Database(Protocol):
+    """Runs functions of a `Connection` in transactions."""
+
+    dialect: str
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run the function in a read transaction of its own."""
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run the function in a transaction and commit it. Raises CommitFailed for COMMIT alone."""
+
+    async def close(self) -> None:
+        """Give all connections back."""
+
+
+def connect(
+    url: str,
+    *,
+    connections: int = 5,
+    command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS,
+) -> Database:
+    """The database behind a URL; `postgresql://` selects the asynchronous driver by itself.
+
+    Raises InvalidUrl.
+    """
+    try:
+        parsed = make_url(url)
+    except Exception:
+        raise InvalidUrl("it can not be read as a database URL") from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        url_with_driver = parsed.set(drivername="postgresql+asyncpg")
+        return PostgresqlDatabase(url_with_driver, connections, command_timeout_seconds)
+    if backend != "sqlite":
+        raise InvalidUrl(f"{backend!r} is neither sqlite nor postgresql")
+    if parsed.database in (None, "", ":memory:"):
+        raise InvalidUrl("SQLite needs a file: a database in memory would lose what it promised")
+    return SqliteDatabase(parsed.set(drivername="sqlite"))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same transaction may well succeed later: the database is away, busy or in conflict."""
+    if isinstance(error, (CommitFailed, OSError, TimeoutError, PoolTimeoutError)):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        name = getattr(error.orig, "sqlite_errorname", "") or ""
+        return name.removeprefix("SQLITE_").startswith(_PASSING_SQLITE_ERRORS)
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is None:
+        # A driver error without a state speaks of the connection, unless it is about a value.
+        return not isinstance(getattr(error.orig, "__cause__", None), ValueError)
+    return str(sqlstate).startswith(_PASSING_SQLSTATES)
+
+
+def _transact(connection: Connection, function: Callable[[Connection], T]) -> T:
+    with connection.begin() as transaction:
+        result = function(connection)
+        try:
+            transaction.commit()
+        except Exception as error:
+            raise CommitFailed(result) from error
+    return result
+
+
+class PostgresqlDatabase:
+    """PostgreSQL over asyncpg. Several processes and machines may use one database at once."""
+
+    dialect = "postgresql"
+
+    def __init__(self, url: Any, connections: int, command_timeout_seconds: float | None) -> None:
+        self.engine: AsyncEngine = create_async_engine(
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_SECONDS,
+                "command_timeout": command_timeout_seconds,
+                "server_settings": {
+                    "application_name": "store-credit",
+                    "lock_timeout": str(LOCK_TIMEOUT_MS),
+                    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                    "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
+                },
+            },
+        )
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        async with self.engine.connect() as connection:
+            return await connection.run_sync(lambda c: function(c, *args, **kwargs))
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        async with self.engine.connect() as connection:
+            return await connection.run_sync(_transact, lambda c: function(c, *args, **kwargs))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+class SqliteDatabase:
+    """SQLite in a file: one writer, and readers that see the last committed state (WAL)."""
+
+    dialect = "sqlite"
+
+    def __init__(self, url: Any) -> None:
+        self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1)
+        self._reader = _sqlite_engine(url, begin="BEGIN", connections=READERS)
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def run() -> T:
+            with self._reader.connect() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def run() -> T:
+            with self._writer.connect() as connection:
+                return _transact(connection, lambda c: function(c, *args, **kwargs))
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
+
+    async def close(self) -> None:
+        for threads, engine in (
+            (self._writer_thread, self._writer),
+            (self._reader_threads, self._reader),
+        ):
+            await asyncio.to_thread(threads.shutdown)
+            engine.dispose()
+
+
+def _sqlite_engine(url: Any, *, begin: str, connections: int) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        connect_args={"check_same_thread": False, "isolation_level": None},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        # The waiting time comes first: to switch to WAL needs a lock that another process may hold.
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,102 @@
+"""What can be asked of the ledger: everything that changes money is one of these commands.
+
+Commands are plain values. Amounts that come from Digital River are still decimals here, because
+only the credit line knows its currency; `*_minor` amounts are in the currency's minor unit.
+Identifiers of new rows are minted by the caller, so that the rules stay pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who or what caused a change, as the journal will tell it."""
+
+    actor: str
+    """The name of a credential, `digital-river`, `system`, or a user of the command line."""
+    reason: str | None = None
+    event_id: str | None = None
+    """Digital River's id of the webhook event."""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Open a credit line worth `amount_minor`."""
+
+    line_id: str
+    upstream_id: str
+    """The identifier by which Digital River knows the line; unique for ever."""
+    customer_id: str
+    currency: str
+    amount_minor: int
+    cause: Cause
+    name: str | None = None
+    icon_url: str | None = None
+    last_four: str | None = None
+    expires_at: datetime | None = None
+    allow_partial: bool | None = None
+    """Approve what is left when more is asked; None follows the service's setting."""
+    metadata: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorize:
+    """May this session use this much of this credit line? Opens or replaces the session's hold."""
+
+    upstream_id: str
+    session_id: str
+    amount: Decimal
+    hold_id: str
+    """The identifier of the hold, should a new one be opened."""
+    cause: Cause
+    session_upstream_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The credit was taken off again, by a session that is not named."""
+
+    upstream_id: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Deduct:
+    """An order spent credit: booked once per `source_id`, for ever."""
+
+    source_id: str
+    """Digital River's identifier of the payment source."""
+    upstream_id: str | None
+    order_id: str | None
+    session_id: str | None
+    """The checkout session whose hold is consumed; an event without a session touches no hold."""
+    amount: Decimal
+    currency: str | None
+    """The source's currency, else the order's; None means the line's own."""
+    deduction_id: str
+    """The identifier of the deduction, should one be booked."""
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Release what is past its time on a line that nobody else touches."""
+
+    line_id: str
+    cause: Cause = Cause(actor="system")
+
+
+Command = Issue | Authorize | Release | Deduct | Settle
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The service's settings that the rules obey."""
+
+    hold_ttl: timedelta
+    partial_approval: bool = False

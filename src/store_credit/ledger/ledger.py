@@ -1,0 +1,269 @@
+"""The one way into the ledger: group commit.
+
+Works that arrive while a transaction is in flight wait for the next one; that transaction then
+carries all of them. A batch of one is the ordinary case under light load and costs no waiting. After
+COMMIT, and only then, each caller gets its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import Connection, Table
+
+from store_credit import bulk, ids
+from store_credit.bulk import Conflict, Row
+from store_credit.database import CommitFailed, Database, is_passing
+from store_credit.ledger import rules, store
+from store_credit.ledger.commands import Command, Policy
+from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
+from store_credit.ledger.state import Book, Change, Outcome
+from store_credit.ledger.store import Claimed
+
+BATCH_MAX = 256
+QUEUE_MAX = 4_096
+TRIES_MAX = 4
+PAUSE_SECONDS = (0.01, 0.05, 0.2)
+"""Pauses between the tries of a batch whose transaction failed for a passing reason."""
+
+Clock = Callable[[], datetime]
+Record = tuple[Table, Row, Conflict]
+"""A row of the caller's own room, written in the same transaction; the ledger does not know what it is."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a work: an outcome for each of its commands, or the answer to an earlier claim."""
+
+    outcomes: tuple[Outcome, ...]
+    at: datetime
+    earlier_answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Makes a work happen once: the same key and fingerprint get the first answer again."""
+
+    key: str
+    fingerprint: str
+    answer: Callable[[Sequence[Outcome]], str]
+    """The answer to keep, for the first time that the key is claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Commands that happen together or not at all, with what goes along in the same transaction."""
+
+    commands: tuple[Command, ...]
+    claim: Claim | None = None
+    record: Callable[[Sequence[Outcome], datetime], Iterable[Record]] | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    work: Work
+    deadline: float
+    future: asyncio.Future[Result]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction has decided so far."""
+
+    book: Book
+    claimed: dict[str, Claimed]
+    now: datetime
+    changes: list[Change]
+    made: list[Claimed]
+    records: list[Record]
+
+
+class Ledger:
+    """Executes works against one database, from one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        policy: Policy,
+        *,
+        clock: Clock | None = None,
+        deadline_seconds: float = 2.5,
+        on_commit: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """`clock` None means PostgreSQL's own clock there, and the system's clock on SQLite.
+
+        `on_commit` is told the number of works and the seconds of each committed transaction.
+        """
+        self.database = database
+        self._policy = policy
+        self._own_clock = clock is None and database.dialect == "postgresql"
+        self._clock = clock or _system_time
+        self._deadline_seconds = deadline_seconds
+        self._on_commit = on_commit
+        self._queue: deque[_Pending] = deque()
+        self._drain: asyncio.Task[None] | None = None
+
+    async def execute(
+        self,
+        *commands: Command,
+        claim: Claim | None = None,
+        record: Callable[[Sequence[Outcome], datetime], Iterable[Record]] | None = None,
+    ) -> Result:
+        """Run the commands together or not at all; returns once they are durable.
+
+        Raises Refusal when a rule says no, and Unavailable when the database is away, the queue is
+        full or the deadline passed; a work past its deadline is not begun.
+        """
+        if len(self._queue) >= QUEUE_MAX:
+            raise Unavailable("The ledger has too much to do.")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline_seconds
+        pending = _Pending(Work(commands, claim, record), deadline, loop.create_future())
+        self._queue.append(pending)
+        if self._drain is None:
+            self._drain = loop.create_task(self._serve_queue())
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await pending.future
+        except TimeoutError:
+            raise Unavailable("The ledger did not answer in time.") from None
+
+    async def now(self) -> datetime:
+        """The time that the rules go by."""
+        return await self.database.read(self.now_within)
+
+    def now_within(self, connection: Connection) -> datetime:
+        """The time that the rules go by, within a transaction of the caller's."""
+        return store.current_time(connection) if self._own_clock else self._clock()
+
+    async def close(self) -> None:
+        """Wait for what is under way. Nothing may be executed afterwards."""
+        if self._drain is not None:
+            await self._drain
+
+    async def _serve_queue(self) -> None:
+        try:
+            while batch := self._take():
+                await self._serve(batch)
+        finally:
+            self._drain = None
+
+    def _take(self) -> list[_Pending]:
+        """The next batch, without those whose callers are gone or past their deadline."""
+        now = asyncio.get_running_loop().time()
+        batch: list[_Pending] = []
+        while self._queue and len(batch) < BATCH_MAX:
+            pending = self._queue.popleft()
+            if not pending.future.done() and now < pending.deadline:
+                batch.append(pending)
+        return batch
+
+    async def _serve(self, batch: list[_Pending]) -> None:
+        try:
+            results = await self._commit([pending.work for pending in batch])
+        except Unavailable as error:
+            results = [error] * len(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
+                for pending in batch:
+                    await self._serve([pending])
+                return
+            results = [error]
+        for pending, result in zip(batch, results, strict=True):
+            _answer(pending.future, result)
+
+    async def _commit(self, works: list[Work]) -> Sequence[Result | Exception]:
+        """Run one transaction, again if need be, and never twice: see `store.start_batch`."""
+        batch_id = ids.mint("batch")
+        unknown: Sequence[Result | Exception] | None = None
+        for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
+            started = time.perf_counter()
+            try:
+                results = await self.database.write(partial(self._run, works, batch_id))
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                if isinstance(error, CommitFailed):
+                    unknown = error.result
+                _log.warning("a transaction failed for a passing reason: %r", error)
+                if pause is None:
+                    raise Unavailable("The database does not answer.") from error
+                await asyncio.sleep(pause)
+                continue
+            if results is None:
+                # An earlier try of this batch was committed after all: its outcomes are the answer.
+                assert unknown is not None
+                return unknown
+            if self._on_commit is not None:
+                self._on_commit(len(works), time.perf_counter() - started)
+            return results
+        raise AssertionError("unreachable")
+
+    def _run(
+        self, works: list[Work], batch_id: str, connection: Connection
+    ) -> Sequence[Result | Exception] | None:
+        """Load, decide and save, within a transaction. None: the batch was committed before."""
+        clock = None if self._own_clock else self._clock()
+        started_at = store.start_batch(connection, batch_id, clock)
+        if started_at is None:
+            return None
+        needs = store.Needs()
+        for work in works:
+            for command in work.commands:
+                needs.add(command)
+        book, now = store.load(connection, needs, started_at, own_clock=self._own_clock)
+        claimed = store.claims(connection, [work.claim.key for work in works if work.claim])
+        batch = _Batch(book, claimed, now, [], [], [])
+        results = [self._decide(batch, work) for work in works]
+        store.save(connection, batch.changes, now)
+        store.save_claims(connection, batch.made, now)
+        bulk.insert_grouped(connection, batch.records)
+        return results
+
+    def _decide(self, batch: _Batch, work: Work) -> Result | Exception:
+        """Apply a work to the batch. A refused work leaves nothing; an error fails the batch."""
+        if work.claim is not None and (claimed := batch.claimed.get(work.claim.key)) is not None:
+            if claimed.fingerprint != work.claim.fingerprint:
+                return KeyReused("This was asked before, with another content.")
+            return Result((), batch.now, claimed.answer)
+        mark = len(batch.changes)
+        try:
+            for command in work.commands:
+                change = rules.decide(batch.book, command, batch.now, self._policy)
+                batch.book.apply(change)
+                batch.changes.append(change)
+        except Refusal as refusal:
+            if len(batch.changes) > mark:
+                raise  # Part of it is in the book: this transaction is lost, see `_serve`.
+            return refusal
+        outcomes = tuple(change.outcome for change in batch.changes[mark:])
+        if work.claim is not None:
+            made = Claimed(work.claim.key, work.claim.fingerprint, work.claim.answer(outcomes))
+            batch.claimed[made.key] = made
+            batch.made.append(made)
+        if work.record is not None:
+            batch.records.extend(work.record(outcomes, batch.now))
+        return Result(outcomes, batch.now)
+
+
+def _answer(future: asyncio.Future[Result], result: Result | Exception) -> None:
+    if future.done():  # The caller did not wait.
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+def _system_time() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,250 @@
+"""What the rules decide upon, and what they answer: immutable values, no SQL, no clock.
+
+Amounts are integers in the minor unit of the line's currency; times are aware and in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from store_credit.ledger.commands import Issue
+
+
+class LineStatus(StrEnum):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+
+
+class HoldState(StrEnum):
+    OPEN = "open"
+    CONSUMED = "consumed"
+    """Its session's order was deducted."""
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class EntryKind(StrEnum):
+    ISSUED = "issued"
+    ADJUSTED = "adjusted"
+    HELD = "held"
+    HOLD_CHANGED = "hold_changed"
+    RELEASED = "released"
+    HOLD_EXPIRED = "hold_expired"
+    DEDUCTED = "deducted"
+    RETURNED = "returned"
+    EXPIRED = "expired"
+    """The unheld balance of a line past its expiry was written off."""
+    VOIDED = "voided"
+    WRITE_OFF_REVERSED = "write_off_reversed"
+
+
+class Flag(StrEnum):
+    """What an operator should look at."""
+
+    OVERDRAWN = "overdrawn"
+    """A deduction took the balance below what is held, or below zero."""
+    SOURCE_CONFLICT = "source_conflict"
+    """A source that was deducted came again with another amount or line."""
+
+
+HoldKey = tuple[str, str]
+"""Session id and upstream id as asked: at most one open hold each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A credit line's figures: the sums of its journal, and what decides about new holds."""
+
+    id: str
+    upstream_id: str
+    currency: str
+    status: LineStatus
+    balance: int
+    held: int
+    written_off: int
+    """What expired or was voided, less what came back: the most that a write-off can be reversed."""
+    seq: int
+    head_hash: str
+    """Hash of the line's last entry."""
+    last_entry_at: datetime
+    expires_at: datetime | None = None
+    allow_partial: bool | None = None
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def unheld(self) -> int:
+        """Balance that no hold has promised; negative when the line is overdrawn."""
+        return self.balance - self.held
+
+    def is_expired(self, now: datetime) -> bool:
+        return self.expires_at is not None and now >= self.expires_at
+
+    def available(self, now: datetime) -> int:
+        """What a new hold may take: nothing unless the line is active and unexpired."""
+        if self.status != LineStatus.ACTIVE or self.is_expired(now):
+            return 0
+        return max(0, self.unheld)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Credit promised to one checkout session."""
+
+    id: str
+    line_id: str
+    session_id: str
+    upstream_id: str
+    amount: int
+    state: HoldState
+    created_at: datetime
+    expires_at: datetime
+    session_upstream_id: str | None = None
+    ended_at: datetime | None = None
+    deduction_id: str | None = None
+
+    @property
+    def key(self) -> HoldKey:
+        return (self.session_id, self.upstream_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Deduction:
+    """Credit spent on one order."""
+
+    id: str
+    line_id: str
+    source_id: str
+    upstream_id: str
+    order_id: str | None
+    session_id: str | None
+    amount: int
+    returned: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the journal. `amount` and `held` are signed changes."""
+
+    line_id: str
+    seq: int
+    kind: EntryKind
+    amount: int
+    held: int
+    balance_after: int
+    held_after: int
+    created_at: datetime
+    actor: str
+    previous_hash: str
+    hash: str
+    hold_id: str | None = None
+    deduction_id: str | None = None
+    event_id: str | None = None
+    reason: str | None = None
+    idempotency_key: str | None = None
+
+
+class Reason(StrEnum):
+    """Why an outcome is what it is: stable codes that support can look up."""
+
+    APPROVED = "approved"
+    APPROVED_PARTIALLY = "approved_partially"
+    HOLD_REPLACED = "hold_replaced"
+    UNKNOWN_LINE = "unknown_line"
+    LINE_SUSPENDED = "line_suspended"
+    LINE_CLOSED = "line_closed"
+    LINE_EXPIRED = "line_expired"
+    INVALID_AMOUNT = "invalid_amount"
+    SESSION_COMPLETED = "session_completed"
+    INSUFFICIENT_CREDIT = "insufficient_credit"
+    RELEASED = "released"
+    NOTHING_HELD = "nothing_held"
+    SEVERAL_HOLDS = "several_holds"
+    DEDUCTED = "deducted"
+    ALREADY_DEDUCTED = "already_deducted"
+    SOURCE_CONFLICT = "source_conflict"
+    NO_UPSTREAM_ID = "no_upstream_id"
+    OTHER_CURRENCY = "other_currency"
+    ISSUED = "issued"
+    SETTLED = "settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a rule decided. After COMMIT, and only then, it reaches the caller."""
+
+    reason: Reason
+    at: datetime
+    accepted: bool
+    """Authorize: approved. Release: a hold was released. Deduct: the deduction stands in the books."""
+    line: Line | None = None
+    hold: Hold | None = None
+    deduction: Deduction | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A rule's whole effect: the new versions of what it touched, its entries, its outcome."""
+
+    outcome: Outcome
+    line: Line | None = None
+    holds: tuple[Hold, ...] = ()
+    deductions: tuple[Deduction, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    opened: Issue | None = None
+    """The command that opened `line`, when it is new."""
+
+
+@dataclass(slots=True)
+class Book:
+    """The loaded part of the ledger that one transaction works on.
+
+    The rules only look things up in it; `apply` takes in what they decided. Of holds it has the open
+    ones that the batch names and those that are past their time, not necessarily all of a line.
+    """
+
+    lines: dict[str, Line] = field(default_factory=dict)
+    line_ids: dict[str, str] = field(default_factory=dict)
+    """Line id by upstream id."""
+    open_holds: dict[str, dict[HoldKey, Hold]] = field(default_factory=dict)
+    """Open holds by line id and key."""
+    deductions: dict[str, Deduction] = field(default_factory=dict)
+    """Deductions by source id."""
+    completed_sessions: set[tuple[str, str]] = field(default_factory=set)
+    """(line id, session id) of which an order was deducted."""
+
+    def line_of(self, upstream_id: str | None) -> Line | None:
+        line_id = self.line_ids.get(upstream_id) if upstream_id is not None else None
+        return self.lines.get(line_id) if line_id is not None else None
+
+    def holds_of(self, line_id: str) -> Mapping[HoldKey, Hold]:
+        return self.open_holds.get(line_id, {})
+
+    def add_line(self, line: Line) -> None:
+        self.lines[line.id] = line
+        self.line_ids[line.upstream_id] = line.id
+
+    def add_hold(self, hold: Hold) -> None:
+        holds = self.open_holds.setdefault(hold.line_id, {})
+        if hold.state == HoldState.OPEN:
+            holds[hold.key] = hold
+        elif (known := holds.get(hold.key)) is not None and known.id == hold.id:
+            del holds[hold.key]
+
+    def add_deduction(self, deduction: Deduction) -> None:
+        self.deductions[deduction.source_id] = deduction
+        if deduction.session_id is not None:
+            self.completed_sessions.add((deduction.line_id, deduction.session_id))
+
+    def apply(self, change: Change) -> None:
+        if change.line is not None:
+            self.add_line(change.line)
+        for hold in change.holds:
+            self.add_hold(hold)
+        for deduction in change.deductions:
+            self.add_deduction(deduction)

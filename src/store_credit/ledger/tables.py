@@ -1,0 +1,158 @@
+"""The ledger's tables. Amounts are integers in the minor unit of the line's currency."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX, Moment, metadata, minted
+
+
+def _open_hold_index(name: str, *columns: str, unique: bool = False) -> Index:
+    is_open = text("state = 'open'")
+    return Index(name, *columns, unique=unique, postgresql_where=is_open, sqlite_where=is_open)
+
+
+credit_line = Table(
+    "credit_line",
+    metadata,
+    Column("id", minted(), primary_key=True),
+    Column("upstream_id", String(UPSTREAM_ID_LENGTH_MAX), nullable=False),
+    Column("upstream_key", LargeBinary(32), nullable=False, unique=True),
+    Column("customer_id", String(ID_LENGTH_MAX), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("status", String(16), nullable=False),
+    # Cached from the journal: the sums up to its last entry, and that entry's hash.
+    Column("balance", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("written_off", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("head_hash", String(64), nullable=False),
+    Column("allow_partial", Boolean),
+    Column("name", Text),
+    Column("icon_url", Text),
+    Column("last_four", Text),
+    Column("metadata", Text, nullable=False),
+    # Comma-separated; see ledger.state.Flag.
+    Column("flags", Text, nullable=False),
+    Column("expires_at", Moment),
+    # When the sweeper must look at the line; null when there is nothing left to write off.
+    Column("due_at", Moment),
+    Column("created_at", Moment, nullable=False),
+    Column("last_entry_at", Moment, nullable=False),
+    CheckConstraint("held >= 0", name="held_not_negative"),
+    CheckConstraint("written_off >= 0", name="written_off_not_negative"),
+    CheckConstraint("status IN ('active', 'suspended', 'closed')", name="status_known"),
+    Index(None, "customer_id", "id"),
+    Index(
+        None,
+        "due_at",
+        postgresql_where=text("due_at IS NOT NULL"),
+        sqlite_where=text("due_at IS NOT NULL"),
+    ),
+)
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("id", minted(), primary_key=True),
+    Column("line_id", minted(), ForeignKey(credit_line.c.id), nullable=False),
+    Column("session_id", String(ID_LENGTH_MAX), nullable=False),
+    Column("session_upstream_id", String(ID_LENGTH_MAX)),
+    # As asked by Digital River.
+    Column("upstream_id", String(UPSTREAM_ID_LENGTH_MAX), nullable=False),
+    Column("upstream_key", LargeBinary(32), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("deduction_id", minted()),
+    CheckConstraint("amount > 0", name="amount_positive"),
+    CheckConstraint("state IN ('open', 'consumed', 'released', 'expired')", name="state_known"),
+    _open_hold_index("uq_hold_open", "session_id", "upstream_key", unique=True),
+    _open_hold_index("ix_hold_open_upstream_key", "upstream_key", "id"),
+    _open_hold_index("ix_hold_open_line_id", "line_id", "expires_at"),
+    _open_hold_index("ix_hold_open_expires_at", "expires_at"),
+    Index(None, "line_id", "id"),
+)
+
+deduction = Table(
+    "deduction",
+    metadata,
+    Column("id", minted(), primary_key=True),
+    Column("line_id", minted(), ForeignKey(credit_line.c.id), nullable=False),
+    # Digital River's payment source: deducted once, for ever.
+    Column("source_id", String(ID_LENGTH_MAX), nullable=False, unique=True),
+    Column("upstream_id", String(UPSTREAM_ID_LENGTH_MAX), nullable=False),
+    Column("order_id", String(ID_LENGTH_MAX)),
+    Column("session_id", String(ID_LENGTH_MAX)),
+    Column("amount", BigInteger, nullable=False),
+    Column("returned", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    CheckConstraint("amount > 0", name="amount_positive"),
+    CheckConstraint("returned >= 0 AND returned <= amount", name="returned_within_amount"),
+    Index(None, "session_id", "line_id"),
+    Index(None, "line_id", "id"),
+)
+
+ledger_entry = Table(
+    "ledger_entry",
+    metadata,
+    Column("line_id", minted(), ForeignKey(credit_line.c.id), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("kind", String(24), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    Column("held_after", BigInteger, nullable=False),
+    Column("hold_id", minted()),
+    Column("deduction_id", minted()),
+    Column("event_id", String(ID_LENGTH_MAX)),
+    Column("actor", String(ID_LENGTH_MAX), nullable=False),
+    Column("reason", Text),
+    Column("idempotency_key", String(ID_LENGTH_MAX)),
+    Column("created_at", Moment, nullable=False),
+    Column("previous_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    CheckConstraint("held_after >= 0", name="held_after_not_negative"),
+    CheckConstraint("seq > 0", name="seq_positive"),
+)
+
+source = Table(
+    "source",
+    metadata,
+    # A row for each Digital River source id ever named: locked before lines, so that a deduction and
+    # a return of one source never miss each other.
+    Column("id", String(ID_LENGTH_MAX), primary_key=True),
+)
+
+claim = Table(
+    "claim",
+    metadata,
+    # `event:<id>` or `key:<Idempotency-Key>`: what was claimed once, with the answer it got.
+    Column("key", String(ID_LENGTH_MAX + 16), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+ledger_batch = Table(
+    "ledger_batch",
+    metadata,
+    # One row a transaction: tells after a lost connection whether its COMMIT happened. Pruned.
+    Column("id", minted(), primary_key=True),
+    Column("created_at", Moment, nullable=False),
+    Index(None, "created_at"),
+)
