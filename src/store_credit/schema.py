@@ -26,7 +26,7 @@ def migrations_folder() -> Path:
 @cache
 def head() -> str:
     """The newest schema that this version knows."""
-    newest = ScriptDirectory(str(migrations_folder())).get_current_head()
+    newest = _scripts().get_current_head()
     assert newest is not None
     return newest
 
@@ -41,7 +41,7 @@ def check(connection: Connection) -> None:
     found = current(connection)
     if found == head():
         return
-    known = {script.revision for script in ScriptDirectory(str(migrations_folder())).walk_revisions()}
+    known = {script.revision for script in _scripts().walk_revisions()}
     if found is None or found in known:
         raise SchemaMismatch(
             f"The database schema is behind: it is at {found or 'nothing'}, and this version needs"
@@ -58,9 +58,22 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     command.upgrade(_config(connection), revision)
 
 
+def upgrade_if_behind(connection: Connection) -> None:
+    """Bring a database to head unless it is there, or ahead, already."""
+    known = {script.revision for script in _scripts().walk_revisions()}
+    found = current(connection)
+    if found is None or (found in known and found != head()):
+        upgrade(connection)
+
+
 def downgrade(connection: Connection, revision: str) -> None:
     """Take the database back to an earlier schema; what its tables held is lost."""
     command.downgrade(_config(connection), revision)
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(migrations_folder()))
 
 
 def _config(connection: Connection) -> Config:

@@ -18,6 +18,10 @@ class Refusal(Exception):
         self.parameter = parameter
 
 
+class OutOfRange(Refusal):
+    """A value that no credit line can have."""
+
+
 class AlreadyExists(Refusal):
     """The name is taken."""
 

@@ -23,7 +23,7 @@ from store_credit.ledger.commands import (
     Settle,
 )
 from store_credit.ledger.draft import Draft
-from store_credit.ledger.refusals import AlreadyExists
+from store_credit.ledger.refusals import AlreadyExists, OutOfRange
 from store_credit.ledger.state import (
     Book,
     Change,
@@ -60,6 +60,8 @@ def issue(book: Book, command: Issue, now: datetime) -> Change:
     """Open a line with its opening balance. An upstream id is unique for ever."""
     if book.line_of(command.upstream_id) is not None:
         raise AlreadyExists("A credit line with this upstreamId exists.", "upstreamId")
+    if command.expires_at is not None and command.expires_at <= now:
+        raise OutOfRange("The expiry must be in the future.", "expiresTime")
     new = Line(
         id=command.line_id,
         upstream_id=command.upstream_id,

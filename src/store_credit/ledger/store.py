@@ -239,11 +239,13 @@ def current_time(connection: Connection) -> datetime:
 
 def _line(row: Any) -> Line:
     flags = frozenset(filter(None, row[-1].split(",")))
-    return Line(*row[:3], LineStatus(row[3]), *row[4:-1], flags)
+    values: list[Any] = [*row[:3], LineStatus(row[3]), *row[4:-1], flags]
+    return Line(*values)
 
 
 def _hold(row: Any) -> Hold:
-    return Hold(*row[:5], HoldState.OPEN, *row[6:])
+    values: list[Any] = [*row[:5], HoldState.OPEN, *row[6:]]
+    return Hold(*values)
 
 
 def _row(value: DataclassInstance) -> Row:

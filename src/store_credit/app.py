@@ -1,0 +1,157 @@
+"""The application's table of contents: `create_app` puts the parts together.
+
+`uvicorn --factory store_credit.app:create_app` serves it, `store-credit serve` does so with the right
+settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from fastapi import FastAPI
+
+from store_credit import __version__, credentials, health, schema, settings
+from store_credit.callouts.routes import callout_router
+from store_credit.credentials import Credential, Role, hasher
+from store_credit.database import InvalidUrl, connect, is_passing
+from store_credit.ledger.commands import Policy
+from store_credit.ledger.ledger import Clock, Ledger
+from store_credit.ledger.sweeper import keep_sweeping
+from store_credit.merchant import routes as merchant_routes
+from store_credit.openapi import install_openapi
+from store_credit.responses import install_error_handlers
+from store_credit.security import Authenticator
+from store_credit.service import Service
+from store_credit.settings import InvalidSettings, Settings
+from store_credit.telemetry import Metrics, Telemetry, configure_logging, log
+from store_credit.webhooks import routes as webhook_routes
+
+CREDENTIALS_SECONDS = 1.0
+"""A credential that was disabled elsewhere is refused after this time at the latest."""
+
+_TAKEN_PATHS = ("/credit-lines", "/decisions", "/webhook-events", "/webhooks", "/metrics")
+
+
+def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> FastAPI:
+    """The application. Settings come from the environment unless they are given.
+
+    Raises InvalidSettings. A `clock` replaces the database's and the system's, for tests.
+    """
+    chosen = given if given is not None else settings.load()
+    _check_callout_paths(chosen)
+    configure_logging(chosen.log_level)
+    service = _build(chosen, clock)
+    app = FastAPI(
+        title="Store credit",
+        version=__version__,
+        summary="Store credit for Digital River checkouts.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(callout_router(chosen.callout_paths))
+    app.include_router(webhook_routes.router)
+    app.include_router(merchant_routes.router)
+    app.include_router(health.router)
+    app.add_middleware(Telemetry, metrics=service.metrics)
+    install_error_handlers(app)
+    install_openapi(app)
+    return app
+
+
+def _build(chosen: Settings, clock: Clock | None) -> Service:
+    try:
+        database = connect(chosen.database_url, connections=chosen.database_connections)
+    except InvalidUrl as error:
+        raise InvalidSettings(f"STORE_CREDIT_DATABASE_URL: {error}.") from None
+    metrics = Metrics()
+    policy = Policy(hold_ttl=chosen.hold_ttl, partial_approval=chosen.partial_approval)
+    deadline = chosen.deadline / timedelta(seconds=1)
+    ledger = Ledger(database, policy, clock=clock, deadline_seconds=deadline, on_commit=metrics.committed)
+    return Service(chosen, database, ledger, Authenticator(), metrics, clock or _system_time)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    stopped = asyncio.Event()
+    async with contextlib.AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(service.database.close)
+        cleanup.push_async_callback(service.ledger.close)
+        cleanup.callback(service.authenticator.close)
+        await _check_schema(service)
+        of_settings = _credentials_of(service.settings)
+        await _load_credentials(service, of_settings)
+        _check_credentials(service)
+        tasks = [
+            asyncio.create_task(_keep_credentials(service, of_settings, stopped)),
+            asyncio.create_task(keep_sweeping(service.ledger, service.settings.sweep_interval, stopped)),
+        ]
+        yield
+        stopped.set()
+        await asyncio.gather(*tasks)
+
+
+async def _check_schema(service: Service) -> None:
+    """A SQLite database is brought to head; PostgreSQL must be there: migrating is a step of its own."""
+    if service.database.dialect == "sqlite":
+        await service.database.write(schema.upgrade_if_behind)
+    await service.database.read(schema.check)
+
+
+def _credentials_of(chosen: Settings) -> list[Credential]:
+    """The credentials that the environment gives."""
+    pairs = (
+        (chosen.callout_username, chosen.callout_password, Role.CALLOUT),
+        (chosen.merchant_username, chosen.merchant_password, Role.MERCHANT),
+    )
+    return [
+        Credential(f"setting:{role}", name, role, hasher.hash(password.get_secret_value()))
+        for name, password, role in pairs
+        if name is not None and password is not None
+    ]
+
+
+async def _load_credentials(service: Service, of_settings: list[Credential]) -> None:
+    kept = await service.database.read(credentials.active)
+    service.authenticator.replace([*of_settings, *kept])
+
+
+def _check_credentials(service: Service) -> None:
+    if not service.authenticator.has_role(Role.CALLOUT):
+        raise InvalidSettings(
+            "No credentials for the callout: set STORE_CREDIT_CALLOUT_USERNAME and"
+            " STORE_CREDIT_CALLOUT_PASSWORD, or run `store-credit credentials add NAME --role callout`."
+        )
+    if service.settings.unsigned_webhooks == "accept" and not service.settings.webhook_secrets:
+        log.warning("unsigned_webhooks_accepted", note="for local use only")
+
+
+async def _keep_credentials(
+    service: Service, of_settings: list[Credential], stopped: asyncio.Event
+) -> None:
+    """Notice credentials that are added or disabled by another process."""
+    while not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), CREDENTIALS_SECONDS)
+        try:
+            await _load_credentials(service, of_settings)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            log.warning("credentials_not_read", error=type(error).__name__)
+
+
+def _check_callout_paths(chosen: Settings) -> None:
+    for path in chosen.callout_paths:
+        if path.startswith(_TAKEN_PATHS) or path in ("/healthz", "/readyz", "/openapi.json"):
+            raise InvalidSettings(f"STORE_CREDIT_CALLOUT_PATHS: {path} is a path of the service itself.")
+
+
+def _system_time() -> datetime:
+    return datetime.now(UTC)

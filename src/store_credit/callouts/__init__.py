@@ -1,0 +1,1 @@
+"""The two endpoints that Digital River calls while a shopper checks out."""

@@ -1,0 +1,67 @@
+"""`/healthz`, `/readyz` and `/metrics`: for the container platform and for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from store_credit import schema
+from store_credit.errors import ServiceUnavailable
+from store_credit.ledger import queries
+from store_credit.openapi import answers
+from store_credit.responses import Json
+from store_credit.security import may_read
+from store_credit.service import Service, TheService
+from store_credit.webhooks import queries as inbox
+
+router = APIRouter(tags=["Operations"])
+
+
+class Health(BaseModel):
+    status: str
+
+
+@router.get("/healthz", response_model=Health)
+async def healthz() -> Json:
+    """The process is alive."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz", response_model=Health, responses=answers(503))
+async def readyz(service: TheService) -> Json:
+    """The database can be reached, and its schema is the one that this version needs."""
+    try:
+        await service.database.read(schema.check)
+    except schema.SchemaMismatch as mismatch:
+        raise ServiceUnavailable.retry_after(5, str(mismatch)) from None
+    return Json({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics."},
+        **answers(401, 403, 429),
+    },
+    response_class=Response,
+)
+async def metrics(request: Request, service: TheService) -> Response:
+    """Prometheus metrics of all workers. Credentials are needed when a setting asks for them."""
+    if service.settings.metrics_role == "reader":
+        await may_read(request)
+    try:
+        await service.database.read(_take_stock, service)
+    except (SQLAlchemyError, OSError, TimeoutError):
+        # The counters matter most while the database is away; the gauges keep their last values.
+        request.state.reason = "database_away"
+    content, media_type = service.metrics.exposition()
+    return Response(content, headers={"Content-Type": media_type})
+
+
+def _take_stock(connection: Connection, service: Service) -> None:
+    service.metrics.open_holds.set(queries.count_open_holds(connection))
+    service.metrics.flagged_lines.set(queries.count_flagged_lines(connection))
+    service.metrics.unmatched_events.set(inbox.count_waiting(connection))

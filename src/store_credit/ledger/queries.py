@@ -1,0 +1,186 @@
+"""Reading the ledger: look-ups, lists and their paging. Each runs in the caller's read transaction.
+
+Figures are shown as they are after settling: a hold past its time holds nothing, and an expired line is
+worth no more than what its holds protect, whether or not the sweeper came by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, Connection, RowMapping, Select, Table, and_, func, or_, select
+
+from store_credit.ledger.state import HoldState, LineStatus
+from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry
+from store_credit.metadata import upstream_key
+
+EXPIRED = "expired"
+"""The status shown for an active line past its expiry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list is wanted."""
+
+    limit: int = 10
+    starting_after: str | int | None = None
+    ending_before: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineFilter:
+    """Which credit lines are wanted; None means any."""
+
+    upstream_id: str | None = None
+    customer_id: str | None = None
+    status: str | None = None
+    currency: str | None = None
+    flagged: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineFigures:
+    """A credit line as it is shown: settled at `now`."""
+
+    row: RowMapping
+    status: str
+    balance: int
+    held: int
+    available: int
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.row["metadata"])
+        return found
+
+    @property
+    def flags(self) -> list[str]:
+        return [flag for flag in self.row["flags"].split(",") if flag]
+
+
+def line(connection: Connection, line_id: str, now: datetime) -> LineFigures | None:
+    """One credit line, or None."""
+    found = connection.execute(select(credit_line).where(credit_line.c.id == line_id)).mappings().all()
+    return settled(connection, found, now)[0] if found else None
+
+
+def lines(
+    connection: Connection, wanted: LineFilter, page: Page, now: datetime
+) -> tuple[list[LineFigures], bool]:
+    """Credit lines, newest first, and whether there are more."""
+    statement = _filtered(select(credit_line), wanted, now)
+    rows, more = paged(connection, statement, credit_line.c.id, page)
+    return settled(connection, rows, now), more
+
+
+def entries(connection: Connection, line_id: str, page: Page) -> tuple[Sequence[RowMapping], bool]:
+    """The journal of a line, oldest first. Cursors are sequence numbers."""
+    statement = select(ledger_entry).where(ledger_entry.c.line_id == line_id)
+    return paged(connection, statement, ledger_entry.c.seq, page, newest_first=False)
+
+
+def holds(
+    connection: Connection, line_id: str, page: Page, now: datetime
+) -> tuple[list[dict[str, Any]], bool]:
+    """The holds of a line, newest first, ended ones included."""
+    statement = select(hold).where(hold.c.line_id == line_id)
+    rows, more = paged(connection, statement, hold.c.id, page)
+    return [_settled_hold(row, now) for row in rows], more
+
+
+def deductions(connection: Connection, line_id: str, page: Page) -> tuple[Sequence[RowMapping], bool]:
+    """The deductions of a line, newest first."""
+    statement = select(deduction).where(deduction.c.line_id == line_id)
+    return paged(connection, statement, deduction.c.id, page)
+
+
+def line_id_of(connection: Connection, name: str) -> str | None:
+    """The id of the line with this id or upstream id."""
+    statement = select(credit_line.c.id).where(
+        or_(credit_line.c.id == name, credit_line.c.upstream_key == upstream_key(name))
+    )
+    return connection.execute(statement).scalars().first()
+
+
+def count_open_holds(connection: Connection) -> int:
+    return _count(connection, hold, hold.c.state == HoldState.OPEN.value)
+
+
+def count_flagged_lines(connection: Connection) -> int:
+    return _count(connection, credit_line, credit_line.c.flags != "")
+
+
+def paged(
+    connection: Connection,
+    statement: Select[Any],
+    cursor: Column[Any],
+    page: Page,
+    *,
+    newest_first: bool = True,
+) -> tuple[Sequence[RowMapping], bool]:
+    """One page of a statement ordered by a unique column, and whether more follow in that direction."""
+    backwards = page.ending_before is not None
+    for at, after in ((page.starting_after, True), (page.ending_before, False)):
+        if at is not None:
+            statement = statement.where(cursor < at if newest_first == after else cursor > at)
+    descending = newest_first != backwards
+    ordered = statement.order_by(cursor.desc() if descending else cursor.asc()).limit(page.limit + 1)
+    rows = list(connection.execute(ordered).mappings())
+    more = len(rows) > page.limit
+    rows = rows[: page.limit]
+    return (rows[::-1] if backwards else rows), more
+
+
+def settled(connection: Connection, rows: Sequence[RowMapping], now: datetime) -> list[LineFigures]:
+    """The figures of lines after settling, with one query for all of them."""
+    overdue = select(hold.c.line_id, func.sum(hold.c.amount)).where(
+        hold.c.line_id.in_([row["id"] for row in rows]),
+        hold.c.state == HoldState.OPEN.value,
+        hold.c.expires_at <= now,
+    )
+    freed = {line_id: int(total) for line_id, total in connection.execute(overdue.group_by(hold.c.line_id))}
+    return [_figures(row, freed.get(row["id"], 0), now) for row in rows]
+
+
+def _figures(row: RowMapping, freed: int, now: datetime) -> LineFigures:
+    held = row["held"] - freed
+    expired = row["expires_at"] is not None and now >= row["expires_at"]
+    closed = row["status"] == LineStatus.CLOSED
+    balance = min(row["balance"], held) if expired and not closed else row["balance"]
+    status = EXPIRED if expired and row["status"] == LineStatus.ACTIVE else row["status"]
+    available = max(0, balance - held) if status == LineStatus.ACTIVE else 0
+    return LineFigures(row, status, balance, held, available)
+
+
+def _settled_hold(row: RowMapping, now: datetime) -> dict[str, Any]:
+    overdue = row["state"] == HoldState.OPEN and now >= row["expires_at"]
+    ended = {"state": HoldState.EXPIRED.value, "ended_at": row["expires_at"]} if overdue else {}
+    return {**row, **ended}
+
+
+def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Select[Any]:
+    columns = credit_line.c
+    if wanted.upstream_id is not None:
+        statement = statement.where(columns.upstream_key == upstream_key(wanted.upstream_id))
+    if wanted.customer_id is not None:
+        statement = statement.where(columns.customer_id == wanted.customer_id)
+    if wanted.currency is not None:
+        statement = statement.where(columns.currency == wanted.currency)
+    if wanted.flagged is not None:
+        statement = statement.where((columns.flags != "") == wanted.flagged)
+    if wanted.status is None:
+        return statement
+    if wanted.status not in (LineStatus.ACTIVE, EXPIRED):
+        return statement.where(columns.status == wanted.status)
+    is_active = columns.status == LineStatus.ACTIVE.value
+    if wanted.status == EXPIRED:
+        return statement.where(and_(is_active, columns.expires_at <= now))
+    return statement.where(and_(is_active, or_(columns.expires_at.is_(None), columns.expires_at > now)))
+
+
+def _count(connection: Connection, table: Table, condition: Any) -> int:
+    return connection.execute(select(func.count()).select_from(table).where(condition)).scalar_one()

@@ -1,0 +1,1 @@
+"""The merchant API: issue, look up, and see why."""

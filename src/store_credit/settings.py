@@ -1,0 +1,131 @@
+"""Every setting of the service: environment variables with the prefix `STORE_CREDIT_`.
+
+Nothing secret has a default. What is missing or wrong stops the start with one clear sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "STORE_CREDIT_"
+WEBHOOK_SECRETS_MAX = 5
+"""Digital River keeps at most five secrets of a webhook alive during a rotation."""
+
+CALLOUT_PATH = "/checkouts/store-credits"
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class InvalidSettings(ValueError):
+    """A setting is missing or wrong. The message is one sentence, and holds no secret."""
+
+
+def duration(value: Any) -> Any:
+    """`90s`, `15m`, `24h`, `30d` or a number of seconds as a timedelta; the rest is left to pydantic."""
+    found = re.fullmatch(r"(\d{1,9})([smhd]?)", value.strip()) if isinstance(value, str) else None
+    if found is None:
+        if isinstance(value, str):
+            raise ValueError("must be a duration such as 90s, 15m, 24h or 30d")
+        return value
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2] or "s"])
+
+
+def _comma_separated(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration)]
+Listed = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+ListedSecrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_separated)]
+
+
+class Settings(BaseSettings):
+    """The settings, typed. Lists are comma-separated; durations are written `90s`, `15m`, `24h`, `30d`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    database_url: str = "sqlite:///store-credit.db"
+    """SQLite in the working directory by default; `postgresql://user:password@host/name` in production."""
+    database_connections: int = Field(5, ge=2, le=100)
+    """PostgreSQL connections of one process: one writes, the others read."""
+
+    callout_username: str | None = None
+    callout_password: SecretStr | None = None
+    """What Digital River authenticates with; more credentials can be kept in the database."""
+    merchant_username: str | None = None
+    merchant_password: SecretStr | None = None
+
+    webhook_secrets: ListedSecrets = Field(default_factory=list)
+    """Any of them may sign an event, so that a secret can be rotated."""
+    webhook_tolerance: Duration = timedelta(seconds=300)
+    """How far the time of a signature may be from ours."""
+    unsigned_webhooks: Literal["refuse", "accept"] = "refuse"
+    """`accept` takes events without a signature while no secret is configured: for local use only."""
+
+    hold_ttl: Duration = timedelta(hours=24)
+    """How long a promise to a checkout session lives; Digital River never says that one was abandoned."""
+    partial_approval: bool = False
+    """Approve what is available when more is asked; a credit line's own setting goes first."""
+    callout_paths: Listed = Field(default_factory=list)
+    """Further paths that serve the callout, beside `/checkouts/store-credits`."""
+
+    deadline: Duration = timedelta(milliseconds=2_500)
+    """The longest that a request waits for the ledger; a webhook must answer within 3 s."""
+    sweep_interval: Duration = timedelta(seconds=5)
+    """How often holds and lines past their time are looked for."""
+    metrics_role: Literal["none", "reader"] = "none"
+    """`reader` asks for credentials at `/metrics`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("hold_ttl", "sweep_interval", "deadline", "webhook_tolerance")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if not timedelta() < value <= timedelta(days=3_650):
+            raise ValueError("must be more than zero and at most ten years")
+        return value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _few_secrets(cls, value: list[SecretStr]) -> list[SecretStr]:
+        if len(value) > WEBHOOK_SECRETS_MAX:
+            raise ValueError(f"holds more than {WEBHOOK_SECRETS_MAX} secrets")
+        return value
+
+    @field_validator("callout_paths")
+    @classmethod
+    def _plain_paths(cls, value: list[str]) -> list[str]:
+        if bad := [path for path in value if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path)]:
+            raise ValueError(f"holds {bad[0]!r}, which is no plain path such as /checkout/store-credit")
+        return list(dict.fromkeys(path for path in value if path != CALLOUT_PATH))
+
+    @model_validator(mode="after")
+    def _whole_pairs(self) -> Self:
+        for role in ("callout", "merchant"):
+            username, password = getattr(self, f"{role}_username"), getattr(self, f"{role}_password")
+            name = f"{PREFIX}{role.upper()}"
+            if (username is None) != (password is None):
+                raise ValueError(f"{name}_USERNAME and {name}_PASSWORD must be set together")
+            if username is not None and (not username or ":" in username):
+                raise ValueError(f"{name}_USERNAME must not be empty nor hold a colon")
+            if password is not None and not password.get_secret_value():
+                raise ValueError(f"{name}_PASSWORD must not be empty")
+        return self
+
+
+def load(**given: Any) -> Settings:
+    """The settings from the environment, with those given by name. Raises InvalidSettings."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise InvalidSettings(f"{message}.") from None
+        name = f"{PREFIX}{str(first['loc'][0]).upper()}"
+        raise InvalidSettings(f"{name}: {message[:1].lower()}{message[1:]}.") from None

@@ -1,0 +1,62 @@
+"""Reading the inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection, RowMapping, func, select
+
+from store_credit.ledger.queries import Page, paged
+from store_credit.webhooks.inbox import EventState, webhook_event
+
+_columns = webhook_event.c
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are wanted; None means any."""
+
+    state: str | None = None
+    type: str | None = None
+    order_id: str | None = None
+
+
+def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Sequence[RowMapping], bool]:
+    """Events, newest first, and whether there are more. Cursors are Digital River's ids or ours."""
+    statement = select(webhook_event)
+    if wanted.state is not None:
+        statement = statement.where(_columns.state == wanted.state)
+    if wanted.type is not None:
+        statement = statement.where(_columns.type == wanted.type)
+    if wanted.order_id is not None:
+        statement = statement.where(_columns.order_id == wanted.order_id)
+    own = replace(
+        page,
+        starting_after=_own_id(connection, page.starting_after),
+        ending_before=_own_id(connection, page.ending_before),
+    )
+    return paged(connection, statement, _columns.id, own)
+
+
+def event(connection: Connection, event_id: str) -> list[RowMapping]:
+    """What was received under Digital River's id: the event, then others that claimed its id."""
+    statement = select(webhook_event).where(_columns.event_id == event_id)
+    rows = connection.execute(statement.order_by(_columns.id)).mappings().all()
+    return sorted(rows, key=lambda row: row["state"] == EventState.CONFLICT)
+
+
+def count_waiting(connection: Connection) -> int:
+    """Events that wait for an operator."""
+    waiting = (EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)
+    statement = select(func.count()).select_from(webhook_event).where(_columns.state.in_(waiting))
+    return connection.execute(statement).scalar_one()
+
+
+def _own_id(connection: Connection, cursor: str | int | None) -> str | int | None:
+    if cursor is None:
+        return None
+    named = select(_columns.id).where(
+        _columns.event_id == cursor, _columns.state != EventState.CONFLICT.value
+    )
+    return connection.execute(named).scalars().first() or cursor
