@@ -40,6 +40,7 @@ _PASSING_SQLSTATES = (
     "57",  # operator intervention: shutdown, cancelled, starting up
     "58",  # system error, such as a full disk
 )
+_UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
 
 
@@ -115,6 +116,14 @@ def is_passing(error: BaseException) -> bool:
         # A driver error without a state speaks of the connection, unless it is about a value.
         return not isinstance(getattr(error.orig, "__cause__", None), ValueError)
     return str(sqlstate).startswith(_PASSING_SQLSTATES)
+
+
+def is_race(error: BaseException) -> bool:
+    """Whether another process took a unique name that was free when this transaction looked.
+
+    SQLite has one writer, so that there it can not happen.
+    """
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION
 
 
 def _transact(connection: Connection, function: Callable[[Connection], T]) -> T:

@@ -20,9 +20,10 @@ from sqlalchemy import Connection, Table
 
 from store_credit import bulk, ids
 from store_credit.bulk import Conflict, Row
-from store_credit.database import CommitFailed, Database, is_passing
+from store_credit.database import CommitFailed, Database, is_passing, is_race
 from store_credit.ledger import rules, store
 from store_credit.ledger.commands import Command, Policy
+from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Book, Change, Outcome
 from store_credit.ledger.store import Claimed
@@ -73,6 +74,9 @@ class _Pending:
     work: Work
     deadline: float
     future: asyncio.Future[Result]
+
+
+_Answer = tuple[_Pending, Result | Exception]
 
 
 @dataclass(slots=True)
@@ -159,42 +163,49 @@ class Ledger:
 
     def _take(self) -> list[_Pending]:
         """The next batch, without those whose callers are gone or past their deadline."""
-        now = asyncio.get_running_loop().time()
         batch: list[_Pending] = []
         while self._queue and len(batch) < BATCH_MAX:
-            pending = self._queue.popleft()
-            if not pending.future.done() and now < pending.deadline:
-                batch.append(pending)
+            batch.extend(_waiting([self._queue.popleft()]))
         return batch
 
-    async def _serve(self, batch: list[_Pending]) -> None:
+    async def _serve(self, batch: list[_Pending], *, again: bool = False) -> None:
         try:
-            results = await self._commit([pending.work for pending in batch])
+            answers = await self._commit(batch)
         except Unavailable as error:
-            results = [error] * len(batch)
+            answers = [(pending, error) for pending in batch]
         except Exception as error:
+            if is_race(error) and not again:
+                # Another process took a name between our look and our write; a second look sees it.
+                await self._serve(batch, again=True)
+                return
             if len(batch) > 1:
                 _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
                 for pending in batch:
                     await self._serve([pending])
                 return
-            results = [error]
-        for pending, result in zip(batch, results, strict=True):
+            answers = [(pending, error) for pending in batch]
+        for pending, result in answers:
             _answer(pending.future, result)
 
-    async def _commit(self, works: list[Work]) -> Sequence[Result | Exception]:
-        """Run one transaction, again if need be, and never twice: see `store.start_batch`."""
+    async def _commit(self, batch: list[_Pending]) -> list[_Answer]:
+        """Run one transaction, again if need be, and never twice: see `store.start_batch`.
+
+        Each try leaves out the works whose deadline passed meanwhile.
+        """
         batch_id = ids.mint("batch")
-        unknown: Sequence[Result | Exception] | None = None
+        unknown: list[_Answer] = []
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
+            if not (batch := _waiting(batch)):
+                break
             started = time.perf_counter()
             try:
+                works = [pending.work for pending in batch]
                 results = await self.database.write(partial(self._run, works, batch_id))
             except Exception as error:
                 if not is_passing(error):
                     raise
-                if isinstance(error, CommitFailed):
-                    unknown = error.result
+                if isinstance(error, CommitFailed) and error.result is not None:
+                    unknown = list(zip(batch, error.result, strict=True))
                 _log.warning("a transaction failed for a passing reason: %r", error)
                 if pause is None:
                     raise Unavailable("The database does not answer.") from error
@@ -202,12 +213,12 @@ class Ledger:
                 continue
             if results is None:
                 # An earlier try of this batch was committed after all: its outcomes are the answer.
-                assert unknown is not None
+                assert unknown
                 return unknown
             if self._on_commit is not None:
                 self._on_commit(len(works), time.perf_counter() - started)
-            return results
-        raise AssertionError("unreachable")
+            return list(zip(batch, results, strict=True))
+        return []
 
     def _run(
         self, works: list[Work], batch_id: str, connection: Connection
@@ -217,7 +228,7 @@ class Ledger:
         started_at = store.start_batch(connection, batch_id, clock)
         if started_at is None:
             return None
-        needs = store.Needs()
+        needs = Needs()
         for work in works:
             for command in work.commands:
                 needs.add(command)
@@ -254,6 +265,12 @@ class Ledger:
         if work.record is not None:
             batch.records.extend(work.record(outcomes, batch.now))
         return Result(outcomes, batch.now)
+
+
+def _waiting(batch: list[_Pending]) -> list[_Pending]:
+    """Those whose callers still wait for an answer."""
+    now = asyncio.get_running_loop().time()
+    return [pending for pending in batch if not pending.future.done() and now < pending.deadline]
 
 
 def _answer(future: asyncio.Future[Result], result: Result | Exception) -> None:

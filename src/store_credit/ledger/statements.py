@@ -148,7 +148,7 @@ NAMED_HOLDS = Query(
 RELEASED_HOLDS = Query(
     f"SELECT {_names(_HOLD)} FROM"
     " (SELECT hold.*, row_number() OVER (PARTITION BY upstream_key ORDER BY id) AS place"
-    " FROM hold WHERE state = 'open' AND upstream_key = ANY(:keys)) AS numbered"
+    " FROM hold WHERE state = 'open' AND upstream_key = ANY(:keys) AND expires_at > :now) AS numbered"
     " WHERE place <= :most",
     _HOLD,
     {"keys": "bytea"},

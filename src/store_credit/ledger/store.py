@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from sqlalchemy import Connection, func, select
 
 from store_credit import bulk
 from store_credit.bulk import Row
-from store_credit.ledger.commands import Authorize, Command, Deduct, Issue, Release, Settle
+from store_credit.ledger.commands import Issue
+from store_credit.ledger.needs import Needs
 from store_credit.ledger.state import (
     Book,
     Change,
@@ -53,42 +54,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-@dataclass(slots=True)
-class Needs:
-    """What a batch of commands names, and so what must be locked and loaded."""
-
-    commands: int = 0
-    upstream_ids: set[str] = field(default_factory=set)
-    line_ids: set[str] = field(default_factory=set)
-    source_ids: set[str] = field(default_factory=set)
-    hold_keys: set[tuple[str, str]] = field(default_factory=set)
-    released: set[str] = field(default_factory=set)
-    """Upstream ids of which some open hold is to be released."""
-
-    def add(self, command: Command) -> None:
-        self.commands += 1
-        match command:
-            case Authorize():
-                self.upstream_ids.add(command.upstream_id)
-                self.hold_keys.add((command.session_id, command.upstream_id))
-            case Release():
-                self.upstream_ids.add(command.upstream_id)
-                self.released.add(command.upstream_id)
-            case Deduct():
-                self._add_deduct(command)
-            case Issue():
-                self.upstream_ids.add(command.upstream_id)
-            case Settle():
-                self.line_ids.add(command.line_id)
-
-    def _add_deduct(self, command: Deduct) -> None:
-        self.source_ids.add(command.source_id)
-        if command.upstream_id is not None:
-            self.upstream_ids.add(command.upstream_id)
-            if command.session_id is not None:
-                self.hold_keys.add((command.session_id, command.upstream_id))
-
-
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """Something that was claimed once, and the answer it got."""
@@ -123,6 +88,7 @@ def load(
         for row in DEDUCTIONS.rows(connection, ids=source_ids):
             book.add_deduction(Deduction(*row))
         line_ids.update(spent.line_id for spent in book.deductions.values())
+        needs.add_spent_holds(book.deductions.values())
     locked_at = _load_lines(connection, book, needs.upstream_ids, line_ids)
     now = max(started_at, locked_at) if own_clock and locked_at is not None else started_at
     if book.lines:
@@ -157,10 +123,11 @@ def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime)
     if needs.hold_keys:
         _add_holds(book, _named_holds(connection, needs.hold_keys))
     if needs.released:
-        # One more than the batch can end: a rule must see that there are several.
+        # More than the batch can end, those past their time aside, which are all loaded already: a
+        # rule must see that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
         most = needs.commands + 2
-        _add_holds(book, RELEASED_HOLDS.rows(connection, keys=keys, most=most))
+        _add_holds(book, RELEASED_HOLDS.rows(connection, keys=keys, now=latest, most=most))
 
 
 def _add_holds(book: Book, rows: Iterable[Any]) -> None:

@@ -1,0 +1,54 @@
+"""`store-credit serve`: uvicorn with the right settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+
+import uvicorn
+
+from store_credit import settings
+from store_credit.app import create_app
+from store_credit.settings import InvalidSettings, Settings
+
+GRACE_SECONDS = 15
+"""How long running requests may take to finish once the service is told to stop."""
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the proxies before us keep a connection, so that they close it and not we."""
+
+
+def serve(host: str, port: int, workers: int) -> None:
+    """Serve until told to stop. Raises InvalidSettings and SchemaMismatch before anything listens."""
+    chosen = settings.load()
+    if workers > 1 and chosen.database_url.startswith("sqlite"):
+        raise InvalidSettings("SQLite has one writer: several workers need PostgreSQL.")
+    asyncio.run(_try_start(chosen))
+    with tempfile.TemporaryDirectory(prefix="store-credit-metrics-") as folder:
+        if workers > 1:
+            # The workers' metrics meet in these files; set before they import the client.
+            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        uvicorn.run(
+            "store_credit.app:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=True,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+
+
+async def _try_start(chosen: Settings) -> None:
+    """Start and stop once, so that what is wrong is told in one sentence instead of a traceback."""
+    app = create_app(chosen)
+    async with app.router.lifespan_context(app):
+        pass

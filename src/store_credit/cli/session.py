@@ -1,0 +1,108 @@
+"""What every command needs: settings, a database at the right schema, and errors as one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from store_credit import schema, settings
+from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect, is_passing
+from store_credit.ledger.commands import Policy
+from store_credit.ledger.ledger import Ledger
+from store_credit.ledger.refusals import Refusal, Unavailable
+from store_credit.settings import InvalidSettings, Settings
+
+T = TypeVar("T")
+
+PIPED_WIDTH = 140
+"""Columns when the output is no terminal: wide enough for a statement's longest rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A database that is at the right schema, and its ledger."""
+
+    settings: Settings
+    database: Database
+    ledger: Ledger
+
+
+def run(work: Callable[[Session], Coroutine[Any, Any, T]], *, check_schema: bool = True) -> T:
+    """Run a command's work; what goes wrong ends the process with one clear sentence."""
+
+    async def within() -> T:
+        async with opened(check_schema=check_schema) as session:
+            return await work(session)
+
+    with told_in_one_sentence():
+        return asyncio.run(within())
+
+
+@contextlib.contextmanager
+def told_in_one_sentence() -> Any:
+    """Turn the expected errors into an exit with one sentence on standard error."""
+    try:
+        yield
+    except (InvalidSettings, schema.SchemaMismatch) as error:
+        fail(str(error))
+    except (Refusal, Unavailable) as error:
+        fail(error.message)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        if not is_passing(error):
+            raise
+        fail("The database does not answer; see STORE_CREDIT_DATABASE_URL.")
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    *,
+    check_schema: bool = True,
+    command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS,
+) -> AsyncIterator[Session]:
+    """The database of the settings. A SQLite database is brought to the newest schema first."""
+    chosen = settings.load()
+    database = connected(chosen, command_timeout_seconds)
+    policy = Policy(chosen.hold_ttl, chosen.partial_approval)
+    try:
+        if check_schema and database.dialect == "sqlite":
+            await database.write(schema.upgrade_if_behind)
+        if check_schema:
+            await database.read(schema.check)
+        ledger = Ledger(database, policy, deadline_seconds=30)
+        yield Session(chosen, database, ledger)
+        await ledger.close()
+    finally:
+        await database.close()
+
+
+def connected(chosen: Settings, command_timeout_seconds: float | None) -> Database:
+    """The database of the settings. Raises InvalidSettings when its URL is of no use."""
+    try:
+        return connect(chosen.database_url, command_timeout_seconds=command_timeout_seconds)
+    except InvalidUrl as error:
+        raise InvalidSettings(f"STORE_CREDIT_DATABASE_URL: {error}.") from None
+
+
+def actor() -> str:
+    """The user of the command line, as the journal names them."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):  # A container may run under a number without a name.
+        return "cli"
+
+
+def console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+
+
+def fail(sentence: str) -> NoReturn:
+    sys.stderr.write(f"store-credit: {sentence}\n")
+    raise SystemExit(2)
