@@ -17,7 +17,7 @@ WEBHOOK_SECRETS_MAX = 5
 """Digital River keeps at most five secrets of a webhook alive during a rotation."""
 
 CALLOUT_PATH = "/checkouts/store-credits"
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class InvalidSettings(ValueError):
@@ -25,8 +25,8 @@ class InvalidSettings(ValueError):
 
 
 def duration(value: Any) -> Any:
-    """`90s`, `15m`, `24h`, `30d` or a number of seconds as a timedelta; the rest is left to pydantic."""
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", value.strip()) if isinstance(value, str) else None
+    """`250ms`, `90s`, `15m`, `24h`, `30d` or a number of seconds as a timedelta."""
+    found = re.fullmatch(r"(\d{1,9})(ms|[smhd]?)", value.strip()) if isinstance(value, str) else None
     if found is None:
         if isinstance(value, str):
             raise ValueError("must be a duration such as 90s, 15m, 24h or 30d")
@@ -46,7 +46,8 @@ ListedSecrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_sepa
 
 
 class Settings(BaseSettings):
-    """The settings, typed. Lists are comma-separated; durations are written `90s`, `15m`, `24h`, `30d`."""
+    """The settings, typed. Lists are comma-separated; durations are written
+    `250ms`, `90s`, `15m`, `24h`, `30d`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
