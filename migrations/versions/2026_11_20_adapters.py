@@ -61,12 +61,15 @@ def create_events() -> None:
         sa.Column("live_mode", sa.Boolean),
         sa.Column("effects", sa.Text, nullable=False),
         sa.Column("body", sa.Text),
+        sa.Column("note", sa.Text),
+        sa.Column("tries", sa.Integer, nullable=False),
+        sa.Column("retry_at", MOMENT),
         sa.Column("event_created_at", MOMENT),
         sa.Column("received_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_webhook_event"),
         sa.UniqueConstraint("event_id", "fingerprint", name="uq_webhook_event_event_id_fingerprint"),
         sa.CheckConstraint(
-            "state IN ('applied', 'ignored', 'unmatched', 'failed', 'conflict')",
+            "state IN ('applied', 'ignored', 'parked', 'unmatched', 'failed', 'conflict', 'dismissed')",
             name="ck_webhook_event_state_known",
         ),
     )
@@ -81,6 +84,15 @@ def create_events() -> None:
     )
     op.create_index("ix_webhook_event_state_id", "webhook_event", ["state", "id"])
     op.create_index("ix_webhook_event_order_id", "webhook_event", ["order_id"])
+    op.create_index("ix_webhook_event_received_at", "webhook_event", ["received_at"])
+    waiting = sa.text("retry_at IS NOT NULL")
+    op.create_index(
+        "ix_webhook_event_retry_at",
+        "webhook_event",
+        ["retry_at"],
+        postgresql_where=waiting,
+        sqlite_where=waiting,
+    )
 
 
 def create_credentials() -> None:

@@ -89,6 +89,7 @@ def create_holds() -> None:
         ),
     )
     op.create_index("ix_hold_line_id_id", "hold", ["line_id", "id"])
+    op.create_index("ix_hold_session_id", "hold", ["session_id"])
     create_open_hold_index("uq_hold_open", ["session_id", "upstream_key"], unique=True)
     create_open_hold_index("ix_hold_open_upstream_key", ["upstream_key", "id"])
     create_open_hold_index("ix_hold_open_line_id", ["line_id", "expires_at"])
@@ -174,7 +175,14 @@ def create_bookkeeping() -> None:
     op.create_table(
         "source",
         sa.Column("id", IDENTIFIER, nullable=False),
+        sa.Column("told", sa.Text),
+        sa.Column("order_id", IDENTIFIER),
+        sa.Column("parked_at", MOMENT),
         sa.PrimaryKeyConstraint("id", name="pk_source"),
+    )
+    parked = sa.text("parked_at IS NOT NULL")
+    op.create_index(
+        "ix_source_parked_at", "source", ["parked_at"], postgresql_where=parked, sqlite_where=parked
     )
     op.create_table(
         "claim",

@@ -19,7 +19,9 @@ from store_credit.credentials import Credential, Role, hasher
 from store_credit.database import InvalidUrl, connect, is_passing
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Clock, Ledger
+from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.sweeper import keep_sweeping
+from store_credit.merchant import inbox_routes
 from store_credit.merchant import routes as merchant_routes
 from store_credit.openapi import install_openapi
 from store_credit.responses import install_error_handlers
@@ -28,6 +30,7 @@ from store_credit.service import Service
 from store_credit.settings import InvalidSettings, Settings
 from store_credit.telemetry import Metrics, Telemetry, configure_logging, log
 from store_credit.webhooks import routes as webhook_routes
+from store_credit.webhooks import upkeep
 
 CREDENTIALS_SECONDS = 1.0
 """A credential that was disabled elsewhere is refused after this time at the latest."""
@@ -57,6 +60,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.include_router(callout_router(chosen.callout_paths))
     app.include_router(webhook_routes.router)
     app.include_router(merchant_routes.router)
+    app.include_router(inbox_routes.router)
     app.include_router(health.router)
     app.add_middleware(Telemetry, metrics=service.metrics)
     install_error_handlers(app)
@@ -70,7 +74,7 @@ def _build(chosen: Settings, clock: Clock | None) -> Service:
     except InvalidUrl as error:
         raise InvalidSettings(f"STORE_CREDIT_DATABASE_URL: {error}.") from None
     metrics = Metrics()
-    policy = Policy(hold_ttl=chosen.hold_ttl, partial_approval=chosen.partial_approval)
+    policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     deadline = chosen.deadline / timedelta(seconds=1)
     ledger = Ledger(database, policy, clock=clock, deadline_seconds=deadline, on_commit=metrics.committed)
     return Service(chosen, database, ledger, Authenticator(), metrics, clock or _system_time)
@@ -91,6 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(_keep_credentials(service, of_settings, stopped)),
             asyncio.create_task(keep_sweeping(service.ledger, service.settings.sweep_interval, stopped)),
+            asyncio.create_task(_keep_inbox(service, stopped)),
         ]
         yield
         stopped.set()
@@ -145,6 +150,21 @@ async def _keep_credentials(
             if not is_passing(error):
                 raise
             log.warning("credentials_not_read", error=type(error).__name__)
+
+
+async def _keep_inbox(service: Service, stopped: asyncio.Event) -> None:
+    """Tend the inbox; the next round may do better than one that failed."""
+    interval = service.settings.sweep_interval.total_seconds()
+    while not stopped.is_set():
+        try:
+            await upkeep.tend(service.ledger, service.settings)
+        except Unavailable as error:
+            log.warning("inbox_put_off", reason=error.message)
+        except Exception as error:
+            tell = log.warning if is_passing(error) else log.error
+            tell("inbox_not_tended", error=type(error).__name__)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), interval)
 
 
 def _check_callout_paths(chosen: Settings) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Connection,
+    Integer,
     LargeBinary,
     Table,
     TextClause,
@@ -27,14 +28,20 @@ from sqlalchemy.sql.dml import Insert, Update
 from store_credit.metadata import Moment
 
 Row = dict[str, Any]
-Conflict = Literal["refuse", "skip", "replace"]
+Conflict = Literal["refuse", "skip", "replace", "update"]
 
 
 def insert(
     connection: Connection, table: Table, rows: Sequence[Row], conflict: Conflict = "refuse"
 ) -> None:
-    """Insert rows that all have the same keys. `conflict` says what becomes of a known primary key."""
+    """Insert rows that all have the same keys. `conflict` says what becomes of a known primary key.
+
+    With `update`, nothing is inserted: the row of that `id` gets the given columns.
+    """
     if not rows:
+        return
+    if conflict == "update":
+        update_by_id(connection, table, rows)
         return
     names = tuple(rows[0])
     if connection.dialect.name == "postgresql":
@@ -83,6 +90,8 @@ def _array_type(table: Table, name: str) -> str:
         return "timestamptz"
     if isinstance(kind, Boolean):
         return "boolean"
+    if isinstance(kind, Integer):
+        return "integer"
     return "bytea" if isinstance(kind, LargeBinary) else "text"
 
 

@@ -48,7 +48,8 @@ def _currency(value: str) -> str:
     return value
 
 
-def _utc(value: Any) -> datetime:
+def instant(value: Any) -> datetime:
+    """An ISO 8601 text with a time zone as a time in UTC. Raises ValueError."""
     if not isinstance(value, str) or len(value) > 64:
         raise ValueError("must be an ISO 8601 time")
     try:
@@ -80,7 +81,9 @@ Currency = Annotated[
     AfterValidator(_currency),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217"}),
 ]
-Time = Annotated[datetime, PlainValidator(_utc), WithJsonSchema({"type": "string", "format": "date-time"})]
+Time = Annotated[
+    datetime, PlainValidator(instant), WithJsonSchema({"type": "string", "format": "date-time"})
+]
 
 
 class Model(BaseModel):

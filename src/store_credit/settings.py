@@ -73,6 +73,17 @@ class Settings(BaseSettings):
     """How long a promise to a checkout session lives; Digital River never says that one was abandoned."""
     partial_approval: bool = False
     """Approve what is available when more is asked; a credit line's own setting goes first."""
+    return_grace: Duration = timedelta(days=30)
+    """A return to an expired line makes it usable for at least this long; zero writes it off at once."""
+    parked_retention: Duration = timedelta(days=35)
+    """How long returns wait for a deduction: those of credit cards never see one."""
+    event_retention: Duration | None = None
+    """How long the bodies of finished events are kept, as they hold personal data; none: for ever."""
+    live_mode: bool | None = None
+    """True or false sets aside events of the other mode; none takes both."""
+    dr_api_url: str = "https://api.digitalriver.com"
+    dr_api_key: SecretStr | None = None
+    """Digital River's API, for catching up after an outage."""
     callout_paths: Listed = Field(default_factory=list)
     """Further paths that serve the callout, beside `/checkouts/store-credits`."""
 
@@ -90,6 +101,18 @@ class Settings(BaseSettings):
         if not timedelta() < value <= timedelta(days=3_650):
             raise ValueError("must be more than zero and at most ten years")
         return value
+
+    @field_validator("return_grace", "event_retention", "parked_retention")
+    @classmethod
+    def _not_endless(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value > timedelta(days=3_650):
+            raise ValueError("must be at most ten years")
+        return value
+
+    @field_validator("live_mode", "event_retention", "dr_api_key", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("webhook_secrets")
     @classmethod

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from store_credit import __version__, credentials, schema
-from store_credit.cli import lines, serve
+from store_credit.cli import events, lines, serve
 from store_credit.cli.session import Session, console, fail, opened, run, told_in_one_sentence
 from store_credit.credentials import Role
 from store_credit.ledger.audit import Finding
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 credentials_app = typer.Typer(help="Who may call the service.", no_args_is_help=True)
 app.add_typer(lines.app, name="lines")
+app.add_typer(events.app, name="events")
 app.add_typer(credentials_app, name="credentials")
 
 

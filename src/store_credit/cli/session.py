@@ -70,7 +70,7 @@ async def opened(
     """The database of the settings. A SQLite database is brought to the newest schema first."""
     chosen = settings.load()
     database = connected(chosen, command_timeout_seconds)
-    policy = Policy(chosen.hold_ttl, chosen.partial_approval)
+    policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     try:
         if check_schema and database.dialect == "sqlite":
             await database.write(schema.upgrade_if_behind)

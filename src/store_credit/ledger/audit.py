@@ -236,7 +236,7 @@ def _wrongly_booked(scope: _Scope) -> Select[Any]:
         .outerjoin(ledger_entry, same)
         .where(scope.has(deduction.c.line_id))
         .group_by(deduction.c.id)
-        .having(or_(times != 1, deducted != deduction.c.amount, came_back != deduction.c.returned))
+        .having(or_(times < 1, deducted != deduction.c.amount, came_back != deduction.c.returned))
         .order_by(deduction.c.id)
     )
 
@@ -250,5 +250,7 @@ def _without_deduction(scope: _Scope) -> Select[Any]:
         select(ledger_entry.c.line_id, func.min(ledger_entry.c.seq).label("seq"))
         .outerjoin(deduction, its_own)
         .where(scope.has(ledger_entry.c.line_id), ledger_entry.c.kind.in_(kinds), deduction.c.id.is_(None))
-        .group_by(ledger_entry.c.line_id)
+        .group_by(ledger_entry.c.line_id, ledger_entry.c.deduction_id)
+        # A deduction that was moved to another line leaves entries behind that cancel each other.
+        .having(func.sum(ledger_entry.c.amount) != 0)
     )

@@ -81,6 +81,49 @@ class Deduct:
     deduction_id: str
     """The identifier of the deduction, should one be booked."""
     cause: Cause
+    line_id: str | None = None
+    """The line that an operator named, whatever the upstream id says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One cancel or refund that is complete. Digital River leaves out the id in some payloads."""
+
+    id: str | None
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What was cancelled and refunded so far of one source, as far as one payload tells.
+
+    Payloads are cumulative or partial, repeated and out of order; only the increase is booked.
+    """
+
+    source_id: str
+    order_id: str | None
+    currency: str | None
+    """The charge's currency, else the order's; None means the line's own."""
+    what: str
+    """What happened, for the journal: `refund 5b3c...`, `order cancelled`."""
+    cause: Cause
+    cancels: tuple[Part, ...] = ()
+    refunds: tuple[Part, ...] = ()
+    captured: Decimal | None = None
+    """The charge is cancelled, but for this much that was captured before; None says nothing of it."""
+    everything: bool = False
+    """All that is left comes back: the order was cancelled or blocked."""
+    reference: str | None = None
+    """Opaque to the ledger: handed back by the deduction that a parked return waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reassign:
+    """Move a deduction, with what came back of it, to the line that it should have been taken from."""
+
+    source_id: str
+    line_id: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,7 @@ class Settle:
     cause: Cause = Cause(actor="system")
 
 
-Command = Issue | Authorize | Release | Deduct | Settle
+Command = Issue | Authorize | Release | Deduct | Return | Reassign | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +143,5 @@ class Policy:
 
     hold_ttl: timedelta
     partial_approval: bool = False
+    return_grace: timedelta = timedelta(days=30)
+    """A return to an expired line makes it usable for at least this long; zero writes it off."""

@@ -7,10 +7,11 @@ SQL, no clock.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from store_credit.ledger import journal
 from store_credit.ledger.commands import Cause
+from store_credit.ledger.sources import Source
 from store_credit.ledger.state import (
     Book,
     Change,
@@ -37,9 +38,10 @@ class Draft:
         self.line = line
         self.now = max(now, line.last_entry_at)
         self.holds: list[Hold] = []
-        self.deductions: list[Deduction] = []
+        self.sources: list[Source] = []
         self._cause = cause
         self._entries: list[Entry] = []
+        self._deductions: dict[str, Deduction] = {}
         self._known_holds = book.holds_of(line.id)
         self._ended: set[str] = set()
 
@@ -52,6 +54,7 @@ class Draft:
         held: int = 0,
         hold_id: str | None = None,
         deduction_id: str | None = None,
+        reason: str | None = None,
     ) -> None:
         self.line, entry = journal.post(
             self.line,
@@ -62,6 +65,7 @@ class Draft:
             held=held,
             hold_id=hold_id,
             deduction_id=deduction_id,
+            reason=reason,
         )
         self._entries.append(entry)
 
@@ -104,6 +108,47 @@ class Draft:
         if ended and back > 0:
             self.post(EntryKind.WRITE_OFF_REVERSED, amount=back)
 
+    def welcome_back(self, grace: timedelta, reason: str | None = None) -> str | None:
+        """See to it that what comes back can be used: an expired line, or one about to, is prolonged.
+
+        Returns the reason for the journal, with the new expiry in it. A closed line stays closed and
+        waits for an operator.
+        """
+        if self.line.status == LineStatus.CLOSED:
+            self.flag(Flag.RETURN_TO_CLOSED)
+        elif self.line.expires_at is not None and grace and self.line.expires_at < self.now + grace:
+            until = self.now + grace
+            self.line = replace(self.line, expires_at=until)
+            return "; ".join(part for part in (reason, f"usable until {until:%Y-%m-%d %H:%M} UTC") if part)
+        return reason
+
+    def move_out(self, deduction: Deduction, to: str) -> None:
+        """Undo a deduction that was booked on this line, and what came back of it."""
+        self._move(deduction, 1, f"moved to {to}")
+
+    def move_in(self, deduction: Deduction, origin: str) -> None:
+        """Book a deduction that was booked on another line, and what came back of it."""
+        self._move(deduction, -1, f"moved from {origin}")
+
+    def _move(self, deduction: Deduction, sign: int, where: str) -> None:
+        reason = "; ".join(part for part in (self._cause.reason, where) if part)
+        amount, returned = sign * deduction.amount, -sign * deduction.returned
+        self.post(EntryKind.DEDUCTED, amount=amount, deduction_id=deduction.id, reason=reason)
+        if returned:
+            self.post(EntryKind.RETURNED, amount=returned, deduction_id=deduction.id, reason=reason)
+
+    def put_deduction(self, deduction: Deduction) -> None:
+        self._deductions[deduction.id] = deduction
+
+    def caused_by(self, event_id: str | None) -> None:
+        """The entries that follow are owed to another event."""
+        if event_id is not None:
+            self._cause = replace(self._cause, event_id=event_id)
+
+    def flag_if_overdrawn(self) -> None:
+        if self.line.unheld < 0 or self.line.balance < 0:
+            self.flag(Flag.OVERDRAWN)
+
     def flag(self, flag: Flag) -> None:
         self.line = replace(self.line, flags=self.line.flags | {flag})
 
@@ -115,11 +160,16 @@ class Draft:
         hold: Hold | None = None,
         deduction: Deduction | None = None,
         detail: str | None = None,
+        returned: int = 0,
+        unparked: tuple[str, ...] = (),
     ) -> Change:
         return Change(
-            outcome=Outcome(reason, self.now, accepted, self.line, hold, deduction, detail),
-            line=self.line,
+            outcome=Outcome(
+                reason, self.now, accepted, self.line, hold, deduction, detail, returned, unparked
+            ),
+            lines=(self.line,),
             holds=tuple(self.holds),
-            deductions=tuple(self.deductions),
+            deductions=tuple(self._deductions.values()),
+            sources=tuple(self.sources),
             entries=tuple(self._entries),
         )

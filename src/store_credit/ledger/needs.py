@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from store_credit.ledger.commands import Authorize, Command, Deduct, Issue, Release, Settle
+from store_credit.ledger.commands import (
+    Authorize,
+    Command,
+    Deduct,
+    Issue,
+    Reassign,
+    Release,
+    Return,
+    Settle,
+)
 from store_credit.ledger.state import Deduction
 
 
@@ -36,6 +45,11 @@ class Needs:
                 self._add_deduct(command)
             case Issue():
                 self.upstream_ids.add(command.upstream_id)
+            case Return():
+                self.source_ids.add(command.source_id)
+            case Reassign():
+                self.source_ids.add(command.source_id)
+                self.line_ids.add(command.line_id)
             case Settle():
                 self.line_ids.add(command.line_id)
 
@@ -44,6 +58,8 @@ class Needs:
         self.source_ids.add(command.source_id)
         if command.upstream_id is not None:
             self.upstream_ids.add(command.upstream_id)
+        if command.line_id is not None:
+            self.line_ids.add(command.line_id)
 
     def add_spent_holds(self, known: Collection[Deduction]) -> None:
         """Name the holds that deductions end: a source may come again without its upstream id."""
@@ -55,3 +71,10 @@ class Needs:
         for command in self.deducts:
             if (session := command.session_id) is not None:
                 self.hold_keys.update((session, name) for name in upstream_ids[command.source_id])
+
+    def add_holds_on_named_lines(self, upstream_ids: Mapping[str, str]) -> None:
+        """Name the holds that deductions end on a line that an operator named; its upstream id by id."""
+        for command in self.deducts:
+            upstream_id = upstream_ids.get(command.line_id or "")
+            if upstream_id is not None and command.session_id is not None:
+                self.hold_keys.add((command.session_id, command.upstream_id or upstream_id))

@@ -1,4 +1,4 @@
-"""The rules of the ledger: `(book, command, now, policy) -> Change`, pure.
+"""The rules of the ledger: `(book, command, now, policy) -> Change`, pure; those of orders are beside.
 
 No SQL, no clock, no I/O, no framework. Every rule settles its line first, so that an expired hold or
 line can never be used, swept or not. "Expired" means `now >= expires_at`, and `now` is never
@@ -12,14 +12,16 @@ from datetime import datetime
 from typing import assert_never
 
 from store_credit import money
-from store_credit.ledger import journal
+from store_credit.ledger import journal, orders
 from store_credit.ledger.commands import (
     Authorize,
     Command,
     Deduct,
     Issue,
     Policy,
+    Reassign,
     Release,
+    Return,
     Settle,
 )
 from store_credit.ledger.draft import Draft
@@ -27,9 +29,7 @@ from store_credit.ledger.refusals import AlreadyExists, OutOfRange
 from store_credit.ledger.state import (
     Book,
     Change,
-    Deduction,
     EntryKind,
-    Flag,
     Hold,
     HoldState,
     Line,
@@ -47,7 +47,11 @@ def decide(book: Book, command: Command, now: datetime, policy: Policy) -> Chang
         case Release():
             return release(book, command, now)
         case Deduct():
-            return deduct(book, command, now)
+            return orders.deduct(book, command, now, policy)
+        case Return():
+            return orders.give_back(book, command, now, policy)
+        case Reassign():
+            return orders.reassign(book, command, now, policy)
         case Issue():
             return issue(book, command, now)
         case Settle():
@@ -125,23 +129,6 @@ def release(book: Book, command: Release, now: datetime) -> Change:
     return draft.change(Reason.RELEASED, hold=ended)
 
 
-def deduct(book: Book, command: Deduct, now: datetime) -> Change:
-    """Book what an order spent. The order exists: the ledger records facts, it does not refuse them."""
-    known = book.deductions.get(command.source_id)
-    if known is not None:
-        return _deduct_again(book, command, now, known)
-    line = book.line_of(command.upstream_id)
-    if command.upstream_id is None or line is None:
-        reason = Reason.NO_UPSTREAM_ID if command.upstream_id is None else Reason.UNKNOWN_LINE
-        return Change(Outcome(reason, now, accepted=False))
-    amount = _deductible(command, line)
-    if isinstance(amount, Outcome):
-        return Change(replace(amount, at=now))
-    draft = Draft(book, line, now, command.cause)
-    draft.settle()
-    return _deduct_new(draft, command, command.upstream_id, amount)
-
-
 def settle(book: Book, command: Settle, now: datetime) -> Change:
     """Release the holds that are past their time, and write off an expired line's unheld balance."""
     line = book.lines.get(command.line_id)
@@ -186,77 +173,3 @@ def _hold(
     if amount < asked:
         return draft.change(Reason.APPROVED_PARTIALLY, hold=hold)
     return draft.change(Reason.HOLD_REPLACED if earlier else Reason.APPROVED, hold=hold)
-
-
-def _deductible(command: Deduct, line: Line) -> int | Outcome:
-    """The amount in minor units of the line's currency, or why none can be booked on it."""
-    if command.currency is not None and command.currency != line.currency:
-        detail = f"the source is in {command.currency}, the line in {line.currency}"
-        return Outcome(Reason.OTHER_CURRENCY, line.last_entry_at, accepted=False, detail=detail)
-    try:
-        return money.positive_minor(command.amount, line.currency)
-    except money.InvalidAmount as error:
-        detail = f"the amount {error}"
-        return Outcome(Reason.INVALID_AMOUNT, line.last_entry_at, accepted=False, detail=detail)
-
-
-def _deduct_new(draft: Draft, command: Deduct, upstream_id: str, amount: int) -> Change:
-    hold = draft.open_hold(command.session_id, upstream_id)
-    promised = hold.amount if hold else 0
-    draft.reverse_write_off(amount - (draft.line.unheld + promised))
-    deduction = Deduction(
-        id=command.deduction_id,
-        line_id=draft.line.id,
-        source_id=command.source_id,
-        upstream_id=upstream_id,
-        order_id=command.order_id,
-        session_id=command.session_id,
-        amount=amount,
-        returned=0,
-        created_at=draft.now,
-    )
-    draft.deductions.append(deduction)
-    draft.post(
-        EntryKind.DEDUCTED,
-        amount=-amount,
-        held=-promised,
-        hold_id=hold.id if hold else None,
-        deduction_id=deduction.id,
-    )
-    if hold:
-        draft.close_hold(hold, HoldState.CONSUMED, deduction.id)
-    if draft.line.unheld < 0 or draft.line.balance < 0:
-        draft.flag(Flag.OVERDRAWN)
-    draft.write_off()
-    return draft.change(Reason.DEDUCTED, hold=hold, deduction=deduction)
-
-
-def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction) -> Change:
-    """A source that is in the books: it ends the session's hold, should an event name it only now."""
-    draft = Draft(book, book.lines[known.line_id], now, command.cause)
-    draft.settle()
-    if (difference := _difference(book, command, draft.line, known)) is not None:
-        draft.flag(Flag.SOURCE_CONFLICT)
-        return draft.change(Reason.SOURCE_CONFLICT, accepted=False, deduction=known, detail=difference)
-    hold = draft.open_hold(command.session_id, command.upstream_id or known.upstream_id)
-    if hold:
-        draft.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
-        draft.write_off()
-    if known.session_id is None and command.session_id is not None:
-        known = replace(known, session_id=command.session_id)
-        draft.deductions.append(known)
-    return draft.change(Reason.ALREADY_DEDUCTED, hold=hold, deduction=known)
-
-
-def _difference(book: Book, command: Deduct, line: Line, known: Deduction) -> str | None:
-    """How a repeated source contradicts its deduction, if it does."""
-    if command.upstream_id not in (None, known.upstream_id):
-        named = book.line_of(command.upstream_id)
-        if named is None or named.id != line.id:
-            return "the source was deducted from another line"
-    amount = _deductible(command, line)
-    if isinstance(amount, Outcome):
-        return amount.detail
-    if amount != known.amount:
-        return f"the source was deducted with {money.to_text(known.amount, line.currency)}"
-    return None

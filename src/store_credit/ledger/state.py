@@ -6,11 +6,12 @@ Amounts are integers in the minor unit of the line's currency; times are aware a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
 from store_credit.ledger.commands import Issue
+from store_credit.ledger.sources import Source
 
 
 class LineStatus(StrEnum):
@@ -49,6 +50,8 @@ class Flag(StrEnum):
     """A deduction took the balance below what is held, or below zero."""
     SOURCE_CONFLICT = "source_conflict"
     """A source that was deducted came again with another amount or line."""
+    RETURN_TO_CLOSED = "return_to_closed"
+    """Credit came back to a closed line."""
 
 
 HoldKey = tuple[str, str]
@@ -169,6 +172,12 @@ class Reason(StrEnum):
     SOURCE_CONFLICT = "source_conflict"
     NO_UPSTREAM_ID = "no_upstream_id"
     OTHER_CURRENCY = "other_currency"
+    RETURNED = "returned"
+    NOTHING_NEW = "nothing_new"
+    """Everything that the payload tells of returns is in the books."""
+    PARKED = "parked"
+    """A return of a source that was not deducted yet; it is applied with its deduction."""
+    REASSIGNED = "reassigned"
     ISSUED = "issued"
     SETTLED = "settled"
 
@@ -185,6 +194,10 @@ class Outcome:
     hold: Hold | None = None
     deduction: Deduction | None = None
     detail: str | None = None
+    returned: int = 0
+    """What this command gave back, in minor units."""
+    unparked: tuple[str, ...] = ()
+    """References of the returns that waited for this deduction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +205,24 @@ class Change:
     """A rule's whole effect: the new versions of what it touched, its entries, its outcome."""
 
     outcome: Outcome
-    line: Line | None = None
+    lines: tuple[Line, ...] = ()
     holds: tuple[Hold, ...] = ()
     deductions: tuple[Deduction, ...] = ()
+    sources: tuple[Source, ...] = ()
     entries: tuple[Entry, ...] = ()
     opened: Issue | None = None
-    """The command that opened `line`, when it is new."""
+    """The command that opened the line, when it is new."""
+
+    def beside(self, other: Change) -> Change:
+        """This change together with another of the same command."""
+        return replace(
+            self,
+            lines=(*other.lines, *self.lines),
+            holds=(*other.holds, *self.holds),
+            deductions=(*other.deductions, *self.deductions),
+            sources=(*other.sources, *self.sources),
+            entries=(*other.entries, *self.entries),
+        )
 
 
 @dataclass(slots=True)
@@ -215,6 +240,7 @@ class Book:
     """Open holds by line id and key."""
     deductions: dict[str, Deduction] = field(default_factory=dict)
     """Deductions by source id."""
+    sources: dict[str, Source] = field(default_factory=dict)
     completed_sessions: set[tuple[str, str]] = field(default_factory=set)
     """(line id, session id) of which an order was deducted."""
 
@@ -242,9 +268,11 @@ class Book:
             self.completed_sessions.add((deduction.line_id, deduction.session_id))
 
     def apply(self, change: Change) -> None:
-        if change.line is not None:
-            self.add_line(change.line)
+        for line in change.lines:
+            self.add_line(line)
         for hold in change.holds:
             self.add_hold(hold)
         for deduction in change.deductions:
             self.add_deduction(deduction)
+        for source in change.sources:
+            self.sources[source.id] = source

@@ -61,8 +61,8 @@ START_BATCH = Query(
 )
 
 LOCK_SOURCES = Query(
-    "SELECT id FROM source WHERE id = ANY(:ids) ORDER BY id FOR UPDATE",
-    [source.c.id],
+    "SELECT id, told, order_id, parked_at FROM source WHERE id = ANY(:ids) ORDER BY id FOR UPDATE",
+    [source.c.id, source.c.told, source.c.order_id, source.c.parked_at],
     {"ids": "text"},
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from store_credit import bulk
 from store_credit.bulk import Row
 from store_credit.ledger.commands import Issue
 from store_credit.ledger.needs import Needs
+from store_credit.ledger.sources import Returned, Source
 from store_credit.ledger.state import (
     Book,
     Change,
@@ -84,7 +85,9 @@ def load(
     line_ids = set(needs.line_ids)
     if needs.source_ids:
         source_ids = sorted(needs.source_ids)
-        _lock_sources(connection, source_ids)
+        for source_id, told, order_id, parked_at in _lock_sources(connection, source_ids):
+            if told is not None:
+                book.sources[source_id] = _source(source_id, told, order_id, parked_at)
         for row in DEDUCTIONS.rows(connection, ids=source_ids):
             book.add_deduction(Deduction(*row))
         line_ids.update(spent.line_id for spent in book.deductions.values())
@@ -92,15 +95,15 @@ def load(
     locked_at = _load_lines(connection, book, needs.upstream_ids, line_ids)
     now = max(started_at, locked_at) if own_clock and locked_at is not None else started_at
     if book.lines:
+        needs.add_holds_on_named_lines({line.id: line.upstream_id for line in book.lines.values()})
         _load_holds(connection, book, needs, now)
         _load_completed_sessions(connection, book, needs)
     return book, now
 
 
-def _lock_sources(connection: Connection, source_ids: list[str]) -> None:
+def _lock_sources(connection: Connection, source_ids: list[str]) -> list[Any]:
     bulk.insert(connection, source, [{"id": source_id} for source_id in source_ids], "skip")
-    if connection.dialect.name == "postgresql":
-        LOCK_SOURCES.rows(connection, ids=source_ids)
+    return LOCK_SOURCES.rows(connection, ids=source_ids)
 
 
 def _load_lines(
@@ -159,7 +162,7 @@ def claims(connection: Connection, keys: Sequence[str]) -> dict[str, Claimed]:
 
 def save(connection: Connection, changes: Sequence[Change], now: datetime) -> None:
     """Write what the rules decided, each table with one statement."""
-    lines = {change.line.id: change.line for change in changes if change.line is not None}
+    lines = {line.id: line for change in changes for line in change.lines}
     opened = {change.opened.line_id: change.opened for change in changes if change.opened}
     holds = {held.id: held for change in changes for held in change.holds}
     deductions = {spent.id: spent for change in changes for spent in change.deductions}
@@ -169,6 +172,8 @@ def save(connection: Connection, changes: Sequence[Change], now: datetime) -> No
     bulk.update_by_id(connection, credit_line, known)
     bulk.insert(connection, deduction, [_row(spent) for spent in deductions.values()], "replace")
     bulk.insert(connection, hold, [_hold_row(held) for held in holds.values()], "replace")
+    sources = {told.id: told for change in changes for told in change.sources}
+    bulk.update_by_id(connection, source, [_source_row(told) for told in sources.values()])
     entries = [_row(entry) for change in changes for entry in change.entries]
     bulk.insert(connection, ledger_entry, entries)
 
@@ -221,6 +226,21 @@ def _row(value: DataclassInstance) -> Row:
 
 def _hold_row(held: Hold) -> Row:
     return _row(held) | {"upstream_key": upstream_key(held.upstream_id)}
+
+
+def _source_row(told: Source) -> Row:
+    facts = asdict(told)
+    del facts["id"], facts["order_id"], facts["parked_at"]
+    row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}
+    return row | {"parked_at": told.parked_at}
+
+
+def _source(source_id: str, told: str, order_id: str | None, parked_at: datetime | None) -> Source:
+    facts = json.loads(told)
+    for kind in ("cancelled", "refunded"):
+        facts[kind] = Returned(**facts[kind])
+    facts["references"] = tuple(facts["references"])
+    return Source(source_id, order_id=order_id, parked_at=parked_at, **facts)
 
 
 def _line_row(line: Line, now: datetime) -> Row:

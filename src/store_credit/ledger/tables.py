@@ -86,6 +86,7 @@ hold = Table(
     _open_hold_index("ix_hold_open_line_id", "line_id", "expires_at"),
     _open_hold_index("ix_hold_open_expires_at", "expires_at"),
     Index(None, "line_id", "id"),
+    Index(None, "session_id"),
 )
 
 deduction = Table(
@@ -136,6 +137,17 @@ source = Table(
     # A row for each Digital River source id ever named: locked before lines, so that a deduction and
     # a return of one source never miss each other.
     Column("id", String(ID_LENGTH_MAX), primary_key=True),
+    # JSON: what was told of its cancels and refunds; see ledger.sources.Source.
+    Column("told", Text),
+    Column("order_id", String(ID_LENGTH_MAX)),
+    # Since when returns wait for the deduction; null when none do.
+    Column("parked_at", Moment),
+    Index(
+        None,
+        "parked_at",
+        postgresql_where=text("parked_at IS NOT NULL"),
+        sqlite_where=text("parked_at IS NOT NULL"),
+    ),
 )
 
 claim = Table(

@@ -148,6 +148,7 @@ def event(row: Row) -> Shown:
         "state": row["state"],
         "orderId": row["order_id"],
         "liveMode": row["live_mode"],
+        "note": row["note"],
         "effects": json.loads(row["effects"]),
         "createdTime": time_text(row["event_created_at"]),
         "receivedTime": time_text(row["received_at"]),

@@ -20,11 +20,11 @@ from store_credit.ledger.ledger import Claim
 from store_credit.ledger.queries import LineFigures, LineFilter, Page
 from store_credit.ledger.state import Outcome
 from store_credit.merchant import rendering, schemas
+from store_credit.merchant.paging import page_of, stored_id
 from store_credit.openapi import answers, takes
 from store_credit.responses import Json
 from store_credit.security import Principal, may_read, may_write
 from store_credit.service import Service, TheService
-from store_credit.webhooks import queries as inbox
 
 router = APIRouter()
 
@@ -72,7 +72,7 @@ async def list_lines(service: TheService, query: Annotated[schemas.LineQuery, Qu
     """Credit lines, newest first."""
     wanted = LineFilter(query.upstream_id, query.customer_id, query.status, query.currency, query.flagged)
     now = await service.ledger.now()
-    rows, more = await service.database.read(queries.lines, wanted, _page(query), now)
+    rows, more = await service.database.read(queries.lines, wanted, page_of(query), now)
     return Json(rendering.listed(rows, more, rendering.line))
 
 
@@ -114,7 +114,7 @@ async def list_holds(
     """The holds of a credit line, newest first, ended ones included."""
     line = await _line(service, id)
     now = await service.ledger.now()
-    rows, more = await service.database.read(queries.holds, line.row["id"], _page(query), now)
+    rows, more = await service.database.read(queries.holds, line.row["id"], page_of(query), now)
     return Json(rendering.listed(rows, more, lambda row: rendering.hold(row, line.row["currency"])))
 
 
@@ -131,7 +131,7 @@ async def list_deductions(
 ) -> Json:
     """The deductions of a credit line, newest first."""
     line = await _line(service, id)
-    rows, more = await service.database.read(queries.deductions, line.row["id"], _page(query))
+    rows, more = await service.database.read(queries.deductions, line.row["id"], page_of(query))
     return Json(rendering.listed(rows, more, lambda row: rendering.deduction(row, line.row["currency"])))
 
 
@@ -149,7 +149,7 @@ async def list_line_decisions(
     """Every answer given to Digital River about a credit line, newest first."""
     line = await _line(service, id)
     wanted = DecisionFilter(line_id=line.row["id"])
-    rows, more = await service.database.read(decisions, wanted, _page(query))
+    rows, more = await service.database.read(decisions, wanted, page_of(query))
     return Json(rendering.listed(rows, more, rendering.decision))
 
 
@@ -163,38 +163,8 @@ async def list_line_decisions(
 async def list_decisions(service: TheService, query: Annotated[schemas.DecisionQuery, Query()]) -> Json:
     """Every answer given to Digital River, newest first, also for ids that no line has."""
     wanted = DecisionFilter(upstream_id=query.upstream_id, session_id=query.session_id)
-    rows, more = await service.database.read(decisions, wanted, _page(query))
+    rows, more = await service.database.read(decisions, wanted, page_of(query))
     return Json(rendering.listed(rows, more, rendering.decision))
-
-
-@router.get(
-    "/webhook-events",
-    tags=["Webhook events"],
-    response_model=schemas.Listed[schemas.WebhookEvent],
-    dependencies=[Depends(may_read)],
-    responses=answers(400, 401, 403, 429, 503),
-)
-async def list_events(service: TheService, query: Annotated[schemas.EventQuery, Query()]) -> Json:
-    """The inbox, newest first. `unmatched`, `failed` and `conflict` wait for an operator."""
-    wanted = inbox.EventFilter(query.state, query.type, query.order_id)
-    rows, more = await service.database.read(inbox.events, wanted, _page(query))
-    return Json(rendering.listed(rows, more, rendering.event))
-
-
-@router.get(
-    "/webhook-events/{id:path}",
-    tags=["Webhook events"],
-    response_model=schemas.WebhookEventDetail,
-    **_LISTED,
-)
-async def show_event(service: TheService, id: str) -> Json:  # noqa: A002
-    """One event by Digital River's id, with its body as delivered."""
-    rows = await service.database.read(inbox.event, _stored_id(id, "event"))
-    if not rows:
-        raise NotFound.of("event")
-    first, *others = rows
-    conflicts = [rendering.event(row) for row in others]
-    return Json({**rendering.event(first), "body": first["body"], "conflicts": conflicts})
 
 
 def _issue(asked: schemas.CreditLineRequest, cause: Cause) -> Issue:
@@ -227,10 +197,6 @@ def _claim(
     return Claim(f"key:{key}", hashlib.sha256(content.encode()).hexdigest(), answer)
 
 
-def _page(query: schemas.PageQuery) -> Page:
-    return Page(query.limit, query.starting_after, query.ending_before)
-
-
 def _seq(cursor: str | None, line: LineFigures) -> int | None:
     """The sequence number that a cursor names: `<line id>.<seq>`, or the number alone."""
     if cursor is None:
@@ -245,15 +211,8 @@ async def _line(service: Service, line_id: str) -> LineFigures:
     def read(connection: Connection) -> LineFigures | None:
         return queries.line(connection, line_id, service.ledger.now_within(connection))
 
-    _stored_id(line_id, "credit line")
+    stored_id(line_id, "credit line")
     found = await service.database.read(read)
     if found is None:
         raise NotFound.of("credit line")
     return found
-
-
-def _stored_id(value: str, noun: str) -> str:
-    """An id that could be stored at all; any other names nothing."""
-    if len(value) > 255 or "\0" in value:
-        raise NotFound.of(noun)
-    return value

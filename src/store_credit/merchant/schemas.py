@@ -86,7 +86,7 @@ class CreditLine(_Shown):
     expires_time: Moment | None
     created_time: Moment
     updated_time: Moment
-    flags: list[Literal["overdrawn", "source_conflict"]]
+    flags: list[Literal["overdrawn", "source_conflict", "return_to_closed"]]
     metadata: dict[str, str | int | float | bool | None]
 
 
@@ -162,9 +162,13 @@ class Decision(_Shown):
     created_time: Moment
 
 
+EventState = Literal["applied", "ignored", "parked", "unmatched", "failed", "conflict", "dismissed"]
+
+
 class Effect(_Shown):
     """What became of one payment source of an event."""
 
+    kind: Literal["deduct", "return"]
     source_id: str | None
     upstream_id: str | None
     amount: Number | None
@@ -181,9 +185,10 @@ class WebhookEvent(_Shown):
     id: str = Field(description="Digital River's id.")
     receipt_id: str = Field(description="Ours; several receipts may claim one id.")
     type: str
-    state: Literal["applied", "ignored", "unmatched", "failed", "conflict"]
+    state: EventState
     order_id: str | None
     live_mode: bool | None
+    note: str | None = Field(description="Why it failed, was set aside or dismissed.")
     effects: list[Effect]
     created_time: Moment | None
     received_time: Moment
@@ -193,7 +198,23 @@ class WebhookEventDetail(WebhookEvent):
     """An event with its body as delivered, and others that claimed its id with other effects."""
 
     body: str | None
+    email: str | None = Field(description="The shopper's, if the body holds it.")
+    candidates: list[CreditLine] = Field(description="Lines that an unmatched event may mean.")
     conflicts: list[WebhookEvent]
+
+
+class ApplyRequest(StrictRequest):
+    """Apply an event again; with a credit line, take its unmatched sources from that one."""
+
+    credit_line_id: Identifier | None = None
+    source_id: Identifier | None = Field(None, description="One source of several.")
+    reason: Text | None = None
+
+
+class DismissRequest(StrictRequest):
+    """Set an event aside."""
+
+    reason: Annotated[Text, Field(min_length=1)]
 
 
 class Listed(BaseModel, Generic[T]):
@@ -225,6 +246,6 @@ class DecisionQuery(PageQuery):
 
 
 class EventQuery(PageQuery):
-    state: Literal["applied", "ignored", "unmatched", "failed", "conflict"] | None = None
+    state: EventState | None = None
     type: Identifier | None = None
     order_id: Identifier | None = None

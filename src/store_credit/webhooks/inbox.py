@@ -3,162 +3,226 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
-from enum import StrEnum
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    CheckConstraint,
-    Column,
-    Index,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import RowMapping
 
 from store_credit import ids
-from store_credit.ledger.commands import Cause, Deduct
+from store_credit.ledger.commands import Cause, Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
-from store_credit.ledger.refusals import KeyReused
-from store_credit.ledger.state import Outcome, Reason
-from store_credit.metadata import ID_LENGTH_MAX, Moment, metadata, minted
-from store_credit.webhooks.events import Event, Spent
+from store_credit.ledger.refusals import KeyReused, OutOfRange, Refusal, Unavailable
+from store_credit.ledger.state import Outcome
+from store_credit.webhooks import queries
+from store_credit.webhooks.effects import Assignment, Effect, EventState, assigned, state_of, steps, told
+from store_credit.webhooks.events import Event, MalformedEvent, read
+from store_credit.webhooks.tables import webhook_event
 
 ACTOR = "digital-river"
+TRIES_MAX = 8
+FIRST_PAUSE = timedelta(minutes=1)
+PAUSE_GROWTH = 4
+PAUSE_MAX = timedelta(hours=12)
 
-
-class EventState(StrEnum):
-    APPLIED = "applied"
-    IGNORED = "ignored"
-    """Kept, and means nothing for store credit."""
-    UNMATCHED = "unmatched"
-    """Something in it waits for an operator to say which credit line is meant."""
-    FAILED = "failed"
-    """Something in it can not be booked."""
-    CONFLICT = "conflict"
-    """It has the id of another event, and other effects."""
-
-
-_FIRST = text("state <> 'conflict'")
-
-webhook_event = Table(
-    "webhook_event",
-    metadata,
-    Column("id", minted(), primary_key=True),
-    # Digital River's id; the same when an event is delivered again.
-    Column("event_id", String(ID_LENGTH_MAX), nullable=False),
-    Column("fingerprint", String(64), nullable=False),
-    Column("type", String(ID_LENGTH_MAX), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("order_id", String(ID_LENGTH_MAX), index=True),
-    Column("live_mode", Boolean),
-    # JSON: what became of each source.
-    Column("effects", Text, nullable=False),
-    # The raw body as it was delivered.
-    Column("body", Text),
-    Column("event_created_at", Moment),
-    Column("received_at", Moment, nullable=False),
-    UniqueConstraint("event_id", "fingerprint"),
-    CheckConstraint(
-        "state IN ('applied', 'ignored', 'unmatched', 'failed', 'conflict')", name="state_known"
-    ),
-    Index(
-        "uq_webhook_event_first",
-        "event_id",
-        unique=True,
-        postgresql_where=_FIRST,
-        sqlite_where=_FIRST,
-    ),
-    Index(None, "state", "id"),
-)
-
-_FAILED = frozenset({Reason.INVALID_AMOUNT})
+_log = logging.getLogger(__name__)
 
 
 class EventConflict(Exception):
     """The id belongs to another event with other effects. This one is kept for an operator."""
 
 
-async def receive(ledger: Ledger, event: Event, body: str) -> tuple[str, Sequence[Outcome]]:
-    """Store and apply an event once. Returns its state, and the outcomes if it was not seen before.
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of an event."""
 
-    Raises EventConflict, and the ledger's Unavailable: then nothing is stored.
+    state: EventState
+    outcomes: Sequence[Outcome] = ()
+    """Empty when the event was known."""
+
+
+async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None = None) -> Receipt:
+    """Store and apply an event once; with a reason to set it `aside`, only store it.
+
+    An event whose application raises is stored as failed and tried again. Raises EventConflict, and
+    the ledger's Unavailable: then nothing is stored.
     """
-    commands = [_deduct(event, spent) for spent in event.spent if spent.problem is None]
-    claim = Claim(f"event:{event.id}", event.fingerprint, lambda outcomes: _state(event, outcomes))
+    receipt_id = ids.mint("evt")
+    planned = steps(event, receipt_id, Cause(ACTOR, event_id=event.id)) if aside is None else []
+    commands = [step.command for step in planned if step.command is not None]
+
+    def record(outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
+        effects = told(planned, outcomes)
+        row = _row(receipt_id, event, body, state_of(effects), effects, at) | {"note": aside}
+        return [(webhook_event, row, "skip"), *_unparked(outcomes)]
+
     try:
-        result = await ledger.execute(
-            *commands,
-            claim=claim,
-            record=lambda outcomes, at: [_row(event, body, _state(event, outcomes), outcomes, at)],
-        )
+        return await _execute_once(ledger, event, commands, record)
     except KeyReused:
-        await ledger.execute(record=lambda _, at: [_row(event, body, EventState.CONFLICT, (), at)])
+        await _keep(ledger, receipt_id, event, body, EventState.CONFLICT)
         raise EventConflict from None
-    return result.earlier_answer or _state(event, result.outcomes), result.outcomes
+    except (Unavailable, Refusal):
+        raise
+    except Exception as error:
+        _log.exception("event %s could not be applied", event.id)
+        return await _keep(ledger, receipt_id, event, body, EventState.FAILED, error)
 
 
-def _deduct(event: Event, spent: Spent) -> Deduct:
-    assert spent.source_id is not None
-    assert spent.amount is not None
-    return Deduct(
-        source_id=spent.source_id,
-        upstream_id=spent.upstream_id,
-        order_id=event.order_id,
-        session_id=event.session_id,
-        amount=spent.amount,
-        currency=spent.currency,
-        deduction_id=ids.mint("ded"),
-        cause=Cause(actor=ACTOR, event_id=event.id),
-    )
+async def apply_again(
+    ledger: Ledger, row: RowMapping, cause: Cause, to: Assignment | None = None
+) -> Receipt:
+    """Apply a stored event again, on the operator's line if one is named.
+
+    Raises OutOfRange when its body is gone or nothing fits the assignment, other refusals of the
+    ledger, and whatever the application raises.
+    """
+    event = stored_event(row)
+    before = json.loads(row["effects"])
+    planned = steps(event, row["id"], cause)
+    if to is not None:
+        planned = assigned(planned, before, to)
+    commands = [step.command for step in planned if step.command is not None]
+    if to is not None and not commands:
+        raise OutOfRange("The event has no such source to assign.", "sourceId")
+
+    def record(outcomes: Sequence[Outcome], _at: datetime) -> list[Record]:
+        effects = told(planned, outcomes, before)
+        return [_changed(row, state_of(effects), effects), *_unparked(outcomes)]
+
+    result = await ledger.execute(*commands, record=record)
+    effects = told(planned, result.outcomes, before)
+    return Receipt(state_of(effects), result.outcomes)
 
 
-def _state(event: Event, outcomes: Sequence[Outcome]) -> EventState:
-    if not event.spent:
-        return EventState.IGNORED
-    refused = {outcome.reason for outcome in outcomes if not outcome.accepted}
-    if refused & _FAILED or any(spent.problem for spent in event.spent):
-        return EventState.FAILED
-    return EventState.UNMATCHED if refused else EventState.APPLIED
+async def assign(ledger: Ledger, row: RowMapping, cause: Cause, to: Assignment) -> Receipt:
+    """Apply a stored event on the operator's line, and then what else of its order waited for that."""
+    receipt = await apply_again(ledger, row, cause, to)
+    if row["order_id"] is not None:
+        for other in await ledger.database.read(queries.unmatched_of, row["order_id"]):
+            if other["id"] != row["id"] and other["body"] is not None:
+                await apply_again(ledger, other, Cause(ACTOR, event_id=other["event_id"]))
+    return receipt
 
 
-def _row(event: Event, body: str, state: EventState, outcomes: Sequence[Outcome], at: datetime) -> Record:
-    row = {
-        "id": ids.mint("evt"),
+async def try_again(ledger: Ledger, row: RowMapping) -> None:
+    """Apply a failed event again; another failure makes the pause longer."""
+    try:
+        receipt = await apply_again(ledger, row, Cause(ACTOR, event_id=row["event_id"]))
+    except Unavailable:
+        return
+    except Exception as error:
+        await _put_off(ledger, row, _described(error))
+        return
+    if receipt.state == EventState.FAILED:
+        await _put_off(ledger, row, None)
+
+
+async def dismiss(ledger: Ledger, row: RowMapping, actor: str, reason: str) -> None:
+    """Set an event aside for good. What it did already stays done."""
+    changed = {
+        "id": row["id"],
+        "state": EventState.DISMISSED.value,
+        "note": f"{actor}: {reason}",
+        "retry_at": None,
+    }
+    await ledger.execute(record=lambda _outcomes, _at: [(webhook_event, changed, "update")])
+
+
+def stored_event(row: RowMapping) -> Event:
+    """The event of a stored body. Raises OutOfRange when the body was pruned or erased."""
+    if row["body"] is None:
+        raise OutOfRange("The body of this event was pruned; it can not be applied again.", "id")
+    try:
+        return read(json.loads(row["body"]))
+    except (ValueError, MalformedEvent):
+        raise OutOfRange("The body of this event can not be read any more.", "id") from None
+
+
+async def _execute_once(ledger: Ledger, event: Event, commands: list[Command], record: Any) -> Receipt:
+    claim = Claim(f"event:{event.id}", event.fingerprint, lambda _outcomes: "")
+    result = await ledger.execute(*commands, claim=claim, record=record)
+    if result.earlier_answer is None:
+        [(_, row, _), *_] = record(result.outcomes, result.at)
+        return Receipt(EventState(row["state"]), result.outcomes)
+    state = await ledger.database.read(queries.state_of, event.id)
+    return Receipt(EventState(state))
+
+
+async def _keep(
+    ledger: Ledger,
+    receipt_id: str,
+    event: Event,
+    body: str,
+    state: EventState,
+    error: Exception | None = None,
+) -> Receipt:
+    """Store an event that was not applied. A failed one keeps its claim, so that it stays the one."""
+
+    def record(_outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
+        row = _row(receipt_id, event, body, state, [], at)
+        row["note"] = _described(error) if error else None
+        return [(webhook_event, row, "skip")]
+
+    if state == EventState.FAILED:
+        return await _execute_once(ledger, event, [], record)
+    await ledger.execute(record=record)
+    return Receipt(state)
+
+
+async def _put_off(ledger: Ledger, row: RowMapping, note: str | None) -> None:
+    tries = row["tries"] + 1
+    pause = min(FIRST_PAUSE * PAUSE_GROWTH ** min(tries, TRIES_MAX), PAUSE_MAX)
+
+    def record(_outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
+        retry_at = at + pause if tries < TRIES_MAX else None
+        changed = {"id": row["id"], "tries": tries, "retry_at": retry_at, "note": note or row["note"]}
+        return [(webhook_event, changed, "update")]
+
+    await ledger.execute(record=record)
+
+
+def _row(
+    receipt_id: str,
+    event: Event,
+    body: str,
+    state: EventState,
+    effects: list[Effect],
+    at: datetime,
+) -> dict[str, Any]:
+    return {
+        "id": receipt_id,
         "event_id": event.id,
         "fingerprint": event.fingerprint,
         "type": event.type,
         "state": state.value,
         "order_id": event.order_id,
         "live_mode": event.live_mode,
-        "effects": json.dumps(_effects(event, outcomes)),
+        "effects": json.dumps(effects),
         "body": body,
+        "note": None,
+        "tries": 0,
+        "retry_at": at + FIRST_PAUSE if state == EventState.FAILED else None,
         "event_created_at": event.created_at,
         "received_at": at,
     }
-    return webhook_event, row, "skip"
 
 
-def _effects(event: Event, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """What became of each source, in the order of the event."""
-    remaining = list(outcomes)
-    effects = []
-    for spent in event.spent:
-        outcome = remaining.pop(0) if spent.problem is None and remaining else None
-        effects.append(
-            {
-                "sourceId": spent.source_id,
-                "upstreamId": spent.upstream_id,
-                "amount": float(spent.amount) if spent.amount is not None else None,
-                "currency": spent.currency,
-                "outcome": outcome.reason.value if outcome else "malformed" if spent.problem else None,
-                "detail": outcome.detail if outcome else spent.problem,
-                "creditLineId": outcome.line.id if outcome and outcome.line else None,
-                "deductionId": outcome.deduction.id if outcome and outcome.deduction else None,
-            }
-        )
-    return effects
+def _changed(row: RowMapping, state: EventState, effects: list[Effect]) -> Record:
+    changed = {"id": row["id"], "state": state.value, "effects": json.dumps(effects)}
+    if state != EventState.FAILED:
+        changed |= {"retry_at": None, "note": None}
+    return webhook_event, changed, "update"
+
+
+def _unparked(outcomes: Sequence[Outcome]) -> Iterable[Record]:
+    """The events whose returns waited for these deductions are applied now."""
+    for outcome in outcomes:
+        for receipt_id in outcome.unparked:
+            yield webhook_event, {"id": receipt_id, "state": EventState.APPLIED.value}, "update"
+
+
+def _described(error: Exception) -> str:
+    """An error without values that it may hold."""
+    return f"{type(error).__name__} while it was applied"

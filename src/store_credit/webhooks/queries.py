@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, func, select
 
 from store_credit.ledger.queries import Page, paged
-from store_credit.webhooks.inbox import EventState, webhook_event
+from store_credit.webhooks.effects import EventState
+from store_credit.webhooks.tables import webhook_event
 
 _columns = webhook_event.c
+
+PER_ORDER_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,29 @@ def event(connection: Connection, event_id: str) -> list[RowMapping]:
     statement = select(webhook_event).where(_columns.event_id == event_id)
     rows = connection.execute(statement.order_by(_columns.id)).mappings().all()
     return sorted(rows, key=lambda row: row["state"] == EventState.CONFLICT)
+
+
+def state_of(connection: Connection, event_id: str) -> str:
+    """The state of the first event that came under Digital River's id."""
+    statement = select(_columns.state).where(
+        _columns.event_id == event_id, _columns.state != EventState.CONFLICT.value
+    )
+    state: str = connection.execute(statement).scalar_one()
+    return state
+
+
+def unmatched_of(connection: Connection, order_id: str) -> Sequence[RowMapping]:
+    """The unmatched events of an order."""
+    statement = select(webhook_event).where(
+        _columns.order_id == order_id, _columns.state == EventState.UNMATCHED.value
+    )
+    return connection.execute(statement.limit(PER_ORDER_MAX)).mappings().all()
+
+
+def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Failed events that are to be tried again."""
+    statement = select(webhook_event).where(_columns.retry_at <= now).order_by(_columns.retry_at)
+    return connection.execute(statement.limit(limit)).mappings().all()
 
 
 def count_waiting(connection: Connection) -> int:

@@ -47,7 +47,7 @@ class Receipt(BaseModel):
     """What became of an event. `ignored` means kept, and nothing to do for store credit."""
 
     id: str = Field(description="Digital River's id of the event.")
-    state: Literal["applied", "ignored", "unmatched", "failed"]
+    state: Literal["applied", "ignored", "parked", "unmatched", "failed", "dismissed"]
 
 
 @router.post(
@@ -108,16 +108,24 @@ def _event(body: bytes) -> events.Event:
 async def _receive(service: Service, event: events.Event, body: str) -> str:
     kind = event.type if event.type in events.KNOWN_TYPES else "other"
     try:
-        state, outcomes = await inbox.receive(service.ledger, event, body)
+        receipt = await inbox.receive(service.ledger, event, body, aside=_other_mode(service, event))
     except inbox.EventConflict:
         service.metrics.webhook_events.labels(kind, "conflict").inc()
         log.warning("event_conflict", event_id=event.id)
         message = "An event with this id and other effects was received before. This one is kept."
         raise Conflict(Problem("already_exists", message, "id")) from None
-    service.metrics.webhook_events.labels(kind, state).inc()
-    for outcome in outcomes:
+    service.metrics.webhook_events.labels(kind, receipt.state.value).inc()
+    for outcome in receipt.outcomes:
         _tell(service, event, outcome)
-    return str(state)
+    return receipt.state.value
+
+
+def _other_mode(service: Service, event: events.Event) -> str | None:
+    """Why the event is not for us, when it is of the other mode."""
+    wanted = service.settings.live_mode
+    if wanted is None or event.live_mode in (None, wanted):
+        return None
+    return "a live event" if event.live_mode else "a test event"
 
 
 def _tell(service: Service, event: events.Event, outcome: Outcome) -> None:

@@ -1,0 +1,282 @@
+"""The rules about orders: what was spent, what came back, and what was booked on the wrong line. Pure.
+
+Orders are facts: the ledger does not refuse them. Digital River repeats, reorders and accumulates what
+it tells of cancels and refunds; what is known of each source is merged so that the order of arrival does
+not matter, and only the increase is booked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from store_credit import money
+from store_credit.ledger.commands import Deduct, Part, Policy, Reassign, Return
+from store_credit.ledger.draft import Draft
+from store_credit.ledger.refusals import OutOfRange
+from store_credit.ledger.sources import Source
+from store_credit.ledger.state import (
+    Book,
+    Change,
+    Deduction,
+    EntryKind,
+    Flag,
+    Hold,
+    HoldState,
+    Line,
+    Outcome,
+    Reason,
+)
+
+PARTS_MAX = 1_000
+"""Cancels and refunds of one source."""
+
+REFERENCES_MAX = 100
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change:
+    """Book what an order spent, and what came back of it before it was known."""
+    known = book.deductions.get(command.source_id)
+    if known is not None:
+        return _deduct_again(book, command, now, known)
+    line = _spent_line(book, command)
+    if line is None:
+        nameless = command.upstream_id is None and command.line_id is None
+        reason = Reason.NO_UPSTREAM_ID if nameless else Reason.UNKNOWN_LINE
+        return Change(Outcome(reason, now, accepted=False))
+    amount = _deductible(command, line)
+    if isinstance(amount, Outcome):
+        return Change(replace(amount, at=now))
+    draft = Draft(book, line, now, command.cause)
+    draft.settle()
+    deduction, hold = _deduct_new(draft, command, amount)
+    known_of = book.sources.get(command.source_id)
+    waiting = known_of if known_of is not None and known_of.parked_at is not None else None
+    returned = _unpark(draft, deduction, waiting, policy) if waiting is not None else 0
+    draft.write_off()
+    return draft.change(
+        Reason.DEDUCTED,
+        hold=hold,
+        deduction=replace(deduction, returned=returned),
+        returned=returned,
+        unparked=waiting.references if waiting is not None else (),
+    )
+
+
+def give_back(book: Book, command: Return, now: datetime, policy: Policy) -> Change:
+    """Book what came back of a source since the last payload; without its deduction, let it wait."""
+    deduction = book.deductions.get(command.source_id)
+    line = book.lines[deduction.line_id] if deduction else None
+    told = _told(command, line)
+    if isinstance(told, Outcome):
+        return Change(replace(told, at=now))
+    before = book.sources.get(command.source_id) or Source(command.source_id)
+    after = _merged(before, told, command)
+    if deduction is None or line is None:
+        return _park(before, after, command, now)
+    draft = Draft(book, line, now, command.cause)
+    draft.settle()
+    if after != before:
+        draft.sources.append(after)
+    increase = after.owed(deduction.amount) - deduction.returned
+    if increase <= 0:
+        return draft.change(Reason.NOTHING_NEW, deduction=deduction)
+    deduction = _book_return(draft, deduction, increase, command.what, policy)
+    draft.write_off()
+    return draft.change(Reason.RETURNED, deduction=deduction, returned=increase)
+
+
+def reassign(book: Book, command: Reassign, now: datetime, policy: Policy) -> Change:
+    """Undo a deduction on its line and book it, with what came back of it, on another.
+
+    Raises OutOfRange when there is no such deduction or line, or their currencies differ.
+    """
+    deduction = book.deductions.get(command.source_id)
+    target = book.lines.get(command.line_id)
+    if deduction is None:
+        raise OutOfRange("This source was not deducted.", "sourceId")
+    if target is None:
+        raise OutOfRange("There is no such credit line.", "creditLineId")
+    origin = book.lines[deduction.line_id]
+    if target.id == origin.id or target.currency != origin.currency:
+        raise OutOfRange("The source can only move to another line of its currency.", "creditLineId")
+    left = Draft(book, origin, now, command.cause)
+    left.settle()
+    left.move_out(deduction, target.id)
+    left.welcome_back(policy.return_grace)
+    left.write_off()
+    arrived = Draft(book, target, now, command.cause)
+    arrived.settle()
+    arrived.reverse_write_off(deduction.amount - deduction.returned - arrived.line.unheld)
+    arrived.move_in(deduction, origin.id)
+    arrived.flag_if_overdrawn()
+    arrived.write_off()
+    moved = replace(deduction, line_id=target.id)
+    arrived.put_deduction(moved)
+    return arrived.change(Reason.REASSIGNED, deduction=moved).beside(left.change(Reason.REASSIGNED))
+
+
+def _deductible(command: Deduct, line: Line) -> int | Outcome:
+    """The amount in minor units of the line's currency, or why none can be booked on it."""
+    if command.currency is not None and command.currency != line.currency:
+        detail = f"the source is in {command.currency}, the line in {line.currency}"
+        return Outcome(Reason.OTHER_CURRENCY, line.last_entry_at, accepted=False, detail=detail)
+    try:
+        return money.positive_minor(command.amount, line.currency)
+    except money.InvalidAmount as error:
+        detail = f"the amount {error}"
+        return Outcome(Reason.INVALID_AMOUNT, line.last_entry_at, accepted=False, detail=detail)
+
+
+def _spent_line(book: Book, command: Deduct) -> Line | None:
+    if command.line_id is not None:
+        return book.lines.get(command.line_id)
+    return book.line_of(command.upstream_id)
+
+
+def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, Hold | None]:
+    upstream_id = command.upstream_id or draft.line.upstream_id
+    hold = draft.open_hold(command.session_id, upstream_id)
+    promised = hold.amount if hold else 0
+    draft.reverse_write_off(amount - (draft.line.unheld + promised))
+    deduction = Deduction(
+        id=command.deduction_id,
+        line_id=draft.line.id,
+        source_id=command.source_id,
+        upstream_id=upstream_id,
+        order_id=command.order_id,
+        session_id=command.session_id,
+        amount=amount,
+        returned=0,
+        created_at=draft.now,
+    )
+    draft.put_deduction(deduction)
+    draft.post(
+        EntryKind.DEDUCTED,
+        amount=-amount,
+        held=-promised,
+        hold_id=hold.id if hold else None,
+        deduction_id=deduction.id,
+    )
+    if hold:
+        hold = draft.close_hold(hold, HoldState.CONSUMED, deduction.id)
+    draft.flag_if_overdrawn()
+    return deduction, hold
+
+
+def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction) -> Change:
+    """A source that is in the books: it ends the session's hold, should an event name it only now."""
+    draft = Draft(book, book.lines[known.line_id], now, command.cause)
+    draft.settle()
+    if (difference := _difference(book, command, draft.line, known)) is not None:
+        draft.flag(Flag.SOURCE_CONFLICT)
+        return draft.change(Reason.SOURCE_CONFLICT, accepted=False, deduction=known, detail=difference)
+    hold = draft.open_hold(command.session_id, command.upstream_id or known.upstream_id)
+    if hold:
+        draft.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
+        draft.write_off()
+    if known.session_id is None and command.session_id is not None:
+        known = replace(known, session_id=command.session_id)
+        draft.put_deduction(known)
+    return draft.change(Reason.ALREADY_DEDUCTED, hold=hold, deduction=known)
+
+
+def _difference(book: Book, command: Deduct, line: Line, known: Deduction) -> str | None:
+    """How a repeated source contradicts its deduction, if it does."""
+    if command.line_id is None and command.upstream_id not in (None, known.upstream_id):
+        named = book.line_of(command.upstream_id)
+        if named is None or named.id != line.id:
+            return "the source was deducted from another line"
+    amount = _deductible(command, line)
+    if isinstance(amount, Outcome):
+        return amount.detail
+    if amount != known.amount:
+        return f"the source was deducted with {money.to_text(known.amount, line.currency)}"
+    return None
+
+
+_Parts = list[tuple[str | None, int]]
+
+
+def _told(command: Return, line: Line | None) -> tuple[_Parts, _Parts, int | None] | Outcome:
+    """The payload's cancels, refunds and captured amount in minor units, or why they book nothing."""
+
+    def refused(reason: Reason, detail: str) -> Outcome:
+        at = line.last_entry_at if line else _NEVER
+        return Outcome(reason, at, accepted=False, line=line, detail=detail)
+
+    if not command.cancels and not command.refunds and command.captured is None:
+        return [], [], None
+    currency = command.currency or (line.currency if line else None)
+    if currency not in money.EXPONENTS:
+        return refused(Reason.OTHER_CURRENCY, "the currency of the amounts is not known")
+    if line is not None and currency != line.currency:
+        return refused(Reason.OTHER_CURRENCY, f"the return is in {currency}, the line in {line.currency}")
+    if len(command.cancels) + len(command.refunds) > PARTS_MAX:
+        return refused(Reason.INVALID_AMOUNT, f"there are more than {PARTS_MAX} cancels and refunds")
+    try:
+        captured = None
+        if command.captured is not None:
+            captured = money.positive_minor(command.captured, currency) if command.captured else 0
+        return _minor(command.cancels, currency), _minor(command.refunds, currency), captured
+    except money.InvalidAmount as error:
+        return refused(Reason.INVALID_AMOUNT, f"an amount {error}")
+
+
+def _minor(parts: tuple[Part, ...], currency: str) -> _Parts:
+    return [(part.id, money.positive_minor(part.amount, currency)) for part in parts]
+
+
+def _merged(before: Source, told: tuple[_Parts, _Parts, int | None], command: Return) -> Source:
+    cancels, refunds, captured = told
+    known = [amount for amount in (before.captured, captured) if amount is not None]
+    after = replace(
+        before,
+        cancelled=before.cancelled.merged(cancels),
+        refunded=before.refunded.merged(refunds),
+        captured=min(known) if known else None,
+        everything=before.everything or command.everything,
+    )
+    if after == before:
+        return before
+    return replace(
+        after,
+        currency=before.currency or command.currency,
+        order_id=before.order_id or command.order_id,
+        event_id=command.cause.event_id,
+        what=command.what,
+    )
+
+
+def _park(before: Source, after: Source, command: Return, now: datetime) -> Change:
+    """Keep what was told until the source is deducted; it may be a credit card's, and never be."""
+    references = after.references
+    if command.reference is not None and command.reference not in references:
+        references = (*references, command.reference)[-REFERENCES_MAX:]
+    parked = replace(after, references=references, parked_at=before.parked_at or now)
+    return Change(Outcome(Reason.PARKED, now, accepted=True), sources=(parked,))
+
+
+def _unpark(draft: Draft, deduction: Deduction, waiting: Source, policy: Policy) -> int:
+    """Book what came back before its deduction was known. Returns how much."""
+    draft.sources.append(replace(waiting, parked_at=None, references=()))
+    if waiting.currency not in (None, draft.line.currency):
+        draft.flag(Flag.SOURCE_CONFLICT)
+        return 0
+    owed = waiting.owed(deduction.amount)
+    if owed > 0:
+        draft.caused_by(waiting.event_id)
+        _book_return(draft, deduction, owed, waiting.what, policy)
+    return owed
+
+
+def _book_return(
+    draft: Draft, deduction: Deduction, amount: int, what: str | None, policy: Policy
+) -> Deduction:
+    reason = draft.welcome_back(policy.return_grace, what)
+    draft.post(EntryKind.RETURNED, amount=amount, deduction_id=deduction.id, reason=reason)
+    returned = replace(deduction, returned=deduction.returned + amount)
+    draft.put_deduction(returned)
+    return returned

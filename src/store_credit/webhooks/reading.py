@@ -1,0 +1,60 @@
+"""Reading what Digital River sends, field by field: what is not usable is None, never an error. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from store_credit import money
+from store_credit.fields import TEXT_LENGTH_MAX, storable
+from store_credit.metadata import ID_LENGTH_MAX
+from store_credit.webhooks.signature import moment
+
+__all__ = ["TEXT_LENGTH_MAX", "Object", "amount_of", "identifier", "objects", "plain", "text", "time"]
+
+Object = dict[str, Any]
+
+_FINEST = Decimal("0.000001")
+
+
+def identifier(value: Any) -> str | None:
+    return text(value, ID_LENGTH_MAX)
+
+
+def text(value: Any, length_max: int) -> str | None:
+    """The value if it is text that can be stored, not empty and not too long."""
+    if not isinstance(value, str) or not 0 < len(value) <= length_max:
+        return None
+    try:
+        return storable(value)
+    except ValueError:
+        return None
+
+
+def amount_of(value: Any) -> Decimal | None:
+    """A JSON number as the decimal that it was written as; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return money.decimal_of(value)
+
+
+def objects(value: Any) -> list[Object]:
+    """The objects of a list; nothing when it is none."""
+    return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
+
+
+def time(value: Any) -> datetime | None:
+    try:
+        return moment(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def plain(amount: Decimal | None) -> str:
+    """One text for one amount: float noise and trailing zeros do not make another event."""
+    if amount is None:
+        return ""
+    if abs(amount) >= money.AMOUNT_MINOR_LIMIT:
+        return money.asked_text(amount)
+    return str(amount.quantize(_FINEST).normalize())
