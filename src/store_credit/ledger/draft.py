@@ -35,6 +35,7 @@ class Draft:
 
     def __init__(self, book: Book, line: Line, now: datetime, cause: Cause) -> None:
         self.line = line
+        self._before = line
         self.now = max(now, line.last_entry_at)
         self.holds: list[Hold] = []
         self.deductions: list[Deduction] = []
@@ -118,7 +119,7 @@ class Draft:
     ) -> Change:
         return Change(
             outcome=Outcome(reason, self.now, accepted, self.line, hold, deduction, detail),
-            line=self.line,
+            line=self.line if self.line is not self._before else None,
             holds=tuple(self.holds),
             deductions=tuple(self.deductions),
             entries=tuple(self._entries),
