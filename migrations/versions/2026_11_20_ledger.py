@@ -164,11 +164,16 @@ def forbid_changes() -> None:
             " ON ledger_entry FOR EACH STATEMENT EXECUTE FUNCTION ledger_entry_is_append_only()"
         )
         return
+    refuse = "BEGIN SELECT RAISE(ABORT, 'ledger_entry is append-only'); END"
     for action in ("UPDATE", "DELETE"):
         op.execute(
-            f"CREATE TRIGGER ledger_entry_no_{action.lower()} BEFORE {action} ON ledger_entry"
-            " BEGIN SELECT RAISE(ABORT, 'ledger_entry is append-only'); END"
+            f"CREATE TRIGGER ledger_entry_no_{action.lower()} BEFORE {action} ON ledger_entry {refuse}"
         )
+    # REPLACE removes the row in its way without asking the trigger on DELETE.
+    op.execute(
+        "CREATE TRIGGER ledger_entry_no_replace BEFORE INSERT ON ledger_entry WHEN EXISTS"
+        f" (SELECT 1 FROM ledger_entry WHERE line_id = NEW.line_id AND seq = NEW.seq) {refuse}"
+    )
 
 
 def create_bookkeeping() -> None:

@@ -32,6 +32,7 @@ COMMAND_TIMEOUT_SECONDS = 12
 
 _PASSING_SQLSTATES = (
     "08",  # connection exceptions
+    "0A000",  # a prepared statement from before a migration
     "25006",  # read-only transaction: a standby during a failover
     "40001",  # serialization failure
     "40P01",  # deadlock
@@ -152,6 +153,8 @@ class PostgresqlDatabase:
                 "command_timeout": command_timeout_seconds,
                 "server_settings": {
                     "application_name": "store-credit",
+                    # Rows are locked first and read after; a stricter default would only cost retries.
+                    "default_transaction_isolation": "read committed",
                     "lock_timeout": str(LOCK_TIMEOUT_MS),
                     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
                     "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),

@@ -36,6 +36,7 @@ class Draft:
 
     def __init__(self, book: Book, line: Line, now: datetime, cause: Cause) -> None:
         self.line = line
+        self._before = line
         self.now = max(now, line.last_entry_at)
         self.holds: list[Hold] = []
         self.sources: list[Source] = []
@@ -164,10 +165,7 @@ class Draft:
         unparked: tuple[str, ...] = (),
     ) -> Change:
         return Change(
-            outcome=Outcome(
-                reason, self.now, accepted, self.line, hold, deduction, detail, returned, unparked
-            ),
-            lines=(self.line,),
+            lines=(self.line,) if self.line is not self._before else (),
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),
             sources=tuple(self.sources),

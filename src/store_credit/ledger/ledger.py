@@ -139,7 +139,7 @@ class Ledger:
             async with asyncio.timeout_at(deadline):
                 return await pending.future
         except TimeoutError:
-            raise Unavailable("The ledger did not answer in time.") from None
+            raise Unavailable("The ledger did not answer in time; ask again.") from None
 
     async def now(self) -> datetime:
         """The time that the rules go by."""

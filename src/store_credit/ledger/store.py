@@ -168,7 +168,7 @@ def save(connection: Connection, changes: Sequence[Change], now: datetime) -> No
     deductions = {spent.id: spent for change in changes for spent in change.deductions}
     new = [_new_line_row(lines[line_id], issue, now) for line_id, issue in opened.items()]
     known = [_line_row(line, now) for line in lines.values() if line.id not in opened]
-    bulk.insert(connection, credit_line, new)
+    bulk.insert(connection, credit_line, sorted(new, key=lambda row: row["upstream_key"]))
     bulk.update_by_id(connection, credit_line, known)
     bulk.insert(connection, deduction, [_row(spent) for spent in deductions.values()], "replace")
     bulk.insert(connection, hold, [_hold_row(held) for held in holds.values()], "replace")

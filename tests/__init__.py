@@ -1,0 +1,1 @@
+"""The tests mirror the rooms of the service; every database test runs on SQLite and on PostgreSQL."""

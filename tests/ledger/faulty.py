@@ -1,0 +1,74 @@
+"""A database that fails or waits when a test says so; the only stand-in that the ledger's tests use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection
+
+from store_credit.database import CommitFailed, Database
+
+
+class Fault(Enum):
+    AWAY = "no connection can be made"
+    LOST = "the connection is lost before COMMIT"
+    LOST_IN_COMMIT = "COMMIT raises, and it did not happen"
+    COMMITTED_AND_LOST = "COMMIT raises, and it happened"
+    NONE = "all is well"
+
+
+class _RolledBack(Exception):
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+
+class Faulty:
+    """Another database, whose next write transactions suffer the given faults, one each.
+
+    While `gate` is cleared, a transaction waits before it begins; `asked` tells that there was one.
+    """
+
+    def __init__(self, database: Database, *faults: Fault) -> None:
+        self.dialect = database.dialect
+        self.faults = deque(faults)
+        self.begun = 0
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._database = database
+
+    async def read(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await self._database.read(function, *args, **kwargs)
+
+    async def write(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.begun += 1
+        self.asked.set()
+        await self.gate.wait()
+        fault = self.faults.popleft() if self.faults else Fault.NONE
+        if fault is Fault.AWAY:
+            raise ConnectionRefusedError(fault.value)
+        if fault in (Fault.LOST, Fault.LOST_IN_COMMIT):
+            result = await self._roll_back(function, *args, **kwargs)
+            raise (
+                CommitFailed(result) if fault is Fault.LOST_IN_COMMIT else ConnectionResetError(fault.value)
+            )
+        result = await self._database.write(function, *args, **kwargs)
+        if fault is Fault.COMMITTED_AND_LOST:
+            raise CommitFailed(result)
+        return result
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def _roll_back(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def run(connection: Connection) -> None:
+            raise _RolledBack(function(connection, *args, **kwargs))
+
+        try:
+            await self._database.write(run)
+        except _RolledBack as rolled_back:
+            return rolled_back.result

@@ -1,0 +1,237 @@
+"""The rules under random commands and clocks, against a model that knows only promises and sums.
+
+And the ledger under random batches, against the rules: what it loads for a batch must be enough to
+decide as they would with everything in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import groupby
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from store_credit import money
+from store_credit.database import Database
+from store_credit.ledger.audit import audit
+from store_credit.ledger.commands import Command, Deduct
+from store_credit.ledger.journal import FIRST_HASH, entry_hash
+from store_credit.ledger.ledger import Ledger
+from store_credit.ledger.refusals import AlreadyExists
+from store_credit.ledger.state import Flag, LineStatus, Outcome, Reason
+from tests.making import DAY, HOUR, NOON, POLICY, Clock, Desk, authorize, deduct, issue, release, settle
+
+CURRENCIES = {"dollars": "USD", "yen": "JPY", "dinars": "KWD", "more dollars": "USD"}
+
+lines = st.sampled_from([*CURRENCIES, "unknown"])
+sessions = st.sampled_from(["s1", "s2", "s3", "s4"])
+sources = st.sampled_from([f"source-{n}" for n in range(8)])
+amounts = st.integers(min_value=1, max_value=120)
+hours = st.integers(min_value=-30, max_value=30)
+
+
+@dataclass
+class Account:
+    """What a line should be, told only by what was answered."""
+
+    issued: int
+    spent: int = 0
+    promises: dict[str, tuple[int, datetime]] = field(default_factory=dict)
+    """Amount and expiry by session."""
+
+    @property
+    def promised(self) -> int:
+        return sum(amount for amount, _ in self.promises.values())
+
+
+class Rules(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk()
+        self.accounts: dict[str, Account] = {}
+        self.deducted: dict[str, Deduct] = {}
+
+    @initialize(
+        amount=amounts, hours=st.none() | st.integers(1, 60), partial=st.sampled_from([None, True, False])
+    )
+    def open_lines(self, amount: int, hours: int | None, partial: bool | None) -> None:
+        for n, (name, currency) in enumerate(CURRENCIES.items()):
+            expires_at = self.desk.clock() + hours * HOUR if hours and n % 2 == 0 else None
+            more = {"currency": currency, "expires_at": expires_at, "allow_partial": partial}
+            self.desk.do(issue(amount + n, name, **more))
+            self.accounts[name] = Account(issued=amount + n)
+
+    @rule(name=st.sampled_from(list(CURRENCIES)), amount=amounts)
+    def issue_again(self, name: str, amount: int) -> None:
+        with pytest.raises(AlreadyExists):
+            self.desk.do(issue(amount, name))
+
+    @rule(hours=hours)
+    def move_clock(self, hours: int) -> None:
+        self.desk.clock.advance(hours * HOUR)
+
+    @rule(name=lines, session=sessions, amount=amounts)
+    def authorize(self, name: str, session: str, amount: int) -> None:
+        outcome = self._do(authorize(self._decimal(name, amount), session, name))
+        if not outcome.accepted:
+            return
+        assert outcome.hold is not None
+        approved, partial = outcome.hold.amount, outcome.reason == Reason.APPROVED_PARTIALLY
+        assert 0 < approved <= amount
+        assert (approved < amount) == partial
+        self.accounts[name].promises[session] = (approved, outcome.at + DAY)
+
+    @rule(name=lines)
+    def release(self, name: str) -> None:
+        outcome = self._do(release(name))
+        if name not in self.accounts:
+            assert outcome.reason == Reason.UNKNOWN_LINE
+            return
+        promises = self.accounts[name].promises
+        expected = {0: Reason.NOTHING_HELD, 1: Reason.RELEASED}
+        assert outcome.reason == expected.get(len(promises), Reason.SEVERAL_HOLDS)
+        if outcome.accepted:
+            promises.clear()
+
+    @rule(name=st.none() | lines, source=sources, session=st.none() | sessions, amount=amounts)
+    def deduct(self, name: str | None, source: str, session: str | None, amount: int) -> None:
+        command = deduct(self._decimal(name, amount), source, session, name)
+        outcome = self._do(command)
+        first = self.deducted.get(source)
+        if first is None and name in self.accounts:
+            assert outcome.reason == Reason.DEDUCTED
+            self.deducted[source] = command
+            self.accounts[name].spent += amount
+            self.accounts[name].promises.pop(session or "", None)
+        elif first is not None and outcome.reason == Reason.ALREADY_DEDUCTED:
+            assert first.upstream_id is not None
+            self.accounts[first.upstream_id].promises.pop(session or "", None)
+        else:
+            assert not outcome.accepted
+
+    @rule(name=st.sampled_from(list(CURRENCIES)))
+    def settle(self, name: str) -> None:
+        self._do(settle(self.desk.line(name).id))
+
+    def _do(self, command: Command) -> Outcome:
+        outcome = self.desk.do(command)
+        if outcome.line is not None:
+            account = self.accounts[outcome.line.upstream_id]
+            for session, (_, expires_at) in list(account.promises.items()):
+                if outcome.at >= expires_at:
+                    del account.promises[session]
+        return outcome
+
+    def _decimal(self, name: str | None, amount: int) -> str:
+        return str(money.to_decimal(amount, CURRENCIES.get(name or "", "USD")))
+
+    @invariant()
+    def every_entry_carries_the_sums_and_the_chain(self) -> None:
+        entries = sorted(self.desk.entries, key=lambda entry: (entry.line_id, entry.seq))
+        for line_id, of_line in groupby(entries, key=lambda entry: entry.line_id):
+            seq, balance, held, head, at = 0, 0, 0, FIRST_HASH, NOON - 9_999 * DAY
+            for entry in of_line:
+                seq, balance, held = seq + 1, balance + entry.amount, held + entry.held
+                assert (entry.seq, entry.balance_after, entry.held_after) == (seq, balance, held)
+                assert (entry.previous_hash, entry.hash) == (head, entry_hash(entry))
+                assert at <= entry.created_at
+                head, at = entry.hash, entry.created_at
+            line = self.desk.book.lines[line_id]
+            assert (line.seq, line.balance, line.held, line.head_hash) == (seq, balance, held, head)
+
+    @invariant()
+    def held_is_what_the_open_holds_promise(self) -> None:
+        for name, account in self.accounts.items():
+            line = self.desk.line(name)
+            holds = self.desk.book.holds_of(line.id).values()
+            assert line.held == sum(hold.amount for hold in holds) == account.promised
+
+    @invariant()
+    def the_balance_is_what_was_issued_less_what_was_spent_and_written_off(self) -> None:
+        for name, account in self.accounts.items():
+            line = self.desk.line(name)
+            assert line.balance == account.issued - account.spent - line.written_off
+            assert line.written_off >= 0
+
+    @invariant()
+    def nothing_is_promised_twice(self) -> None:
+        for name, account in self.accounts.items():
+            if Flag.OVERDRAWN not in self.desk.line(name).flags:
+                assert account.promised <= self.desk.line(name).balance
+
+    @invariant()
+    def available_is_never_negative_nor_more_than_is_there(self) -> None:
+        for name in self.accounts:
+            line, available = self.desk.line(name), self.desk.available(name)
+            assert available == 0 or available == line.balance - line.held > 0
+            if line.is_expired(self.desk.clock()) or line.status != LineStatus.ACTIVE:
+                assert available == 0
+
+
+TestRules = Rules.TestCase
+TestRules.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# The ledger against the rules
+
+
+class Dice:
+    """Random batches of commands, and random moves of the clock."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def batch(self, clock: Clock) -> list[Command]:
+        return [self._command(clock) for _ in range(self._random.choice((1, 1, 2, 3, 8)))]
+
+    def hours(self) -> timedelta:
+        return self._random.choice((0, 0, 1, 5, 20, -10)) * HOUR
+
+    def _command(self, clock: Clock) -> Command:
+        upstream_id = self._random.choice("abc")
+        session = f"session-{self._random.randrange(9)}"
+        amount = str(self._random.randrange(1, 30))
+        match self._random.randrange(12):
+            case 0:
+                expires_at = self._random.choice((None, clock.now + 40 * HOUR))
+                return issue(100_00, upstream_id, line_id=f"cl_{upstream_id}", expires_at=expires_at)
+            case 1 | 2 | 3 | 4 | 5:
+                return authorize(amount, session, upstream_id)
+            case 6 | 7 | 8:
+                return release(upstream_id)
+            case 9:
+                return settle(f"cl_{upstream_id}")
+            case _:
+                source = f"source-{self._random.randrange(12)}"
+                named = self._random.choice((upstream_id, upstream_id, None))
+                return deduct("7", source, self._random.choice((session, None)), named)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_the_ledger_decides_as_the_rules_would_with_everything_in_memory(
+    ledger: Ledger, database: Database, clock: Clock, seed: int
+) -> None:
+    dice, desk = Dice(seed), Desk(POLICY)
+    desk.clock = clock
+    for _ in range(120):
+        clock.advance(dice.hours())
+        batch = dice.batch(clock)
+        results = await asyncio.gather(
+            *(ledger.execute(command) for command in batch), return_exceptions=True
+        )
+        for command, result in zip(batch, results, strict=True):
+            try:
+                expected = desk.do(command)
+            except AlreadyExists:
+                assert isinstance(result, AlreadyExists)
+                continue
+            assert not isinstance(result, BaseException), result
+            assert result.outcomes == (expected,)
+
+    assert await database.read(lambda connection: list(audit(connection))) == []
