@@ -165,6 +165,9 @@ class Draft:
         unparked: tuple[str, ...] = (),
     ) -> Change:
         return Change(
+            outcome=Outcome(
+                reason, self.now, accepted, self.line, hold, deduction, detail, returned, unparked
+            ),
             lines=(self.line,) if self.line is not self._before else (),
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),
