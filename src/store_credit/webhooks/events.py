@@ -136,7 +136,8 @@ def _sources(order: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _spent(source: dict[str, Any], order: dict[str, Any]) -> Spent:
     source_id, amount = _identifier(source.get("id")), source.get("amount")
-    currency = source.get("currency") or order.get("currency")
+    given = (source.get("currency"), order.get("currency"))
+    currency = next((code for code in given if code not in (None, "")), None)
     upstream_id = source.get("upstreamId")
     problem = None
     if source_id is None:
@@ -186,6 +187,6 @@ def _plain(amount: Decimal | None) -> str:
     """One text for one amount: float noise and trailing zeros do not make another event."""
     if amount is None:
         return ""
-    if abs(amount) >= money.AMOUNT_MINOR_LIMIT:
-        return money.asked_text(amount)
-    return str(amount.quantize(_FINEST).normalize())
+    bounded = amount if abs(amount) >= money.AMOUNT_MINOR_LIMIT else amount.quantize(_FINEST)
+    # Adding zero takes the sign off a negative zero.
+    return str(bounded.normalize() + 0)
