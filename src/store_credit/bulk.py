@@ -18,14 +18,10 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     TextClause,
-    bindparam,
     text,
-    update,
 )
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql.dml import Insert, Update
 
-from store_credit.metadata import Moment
+from store_credit.metadata import Moment, sqlite_time
 
 Row = dict[str, Any]
 Conflict = Literal["refuse", "skip", "replace", "update"]
@@ -47,7 +43,9 @@ def insert(
     if connection.dialect.name == "postgresql":
         connection.execute(_unnested_insert(table, names, conflict), _columns(names, rows))
     else:
-        connection.execute(_plain_insert(table, names, conflict), list(rows))
+        moments = _moments(table, names)
+        plain = _plain_insert(table, names, conflict)
+        connection.exec_driver_sql(plain, [tuple(_values(row, moments)) for row in rows])
 
 
 def update_by_id(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
@@ -58,7 +56,9 @@ def update_by_id(connection: Connection, table: Table, rows: Sequence[Row]) -> N
     if connection.dialect.name == "postgresql":
         connection.execute(_unnested_update(table, names), _columns(names, rows))
     else:
-        connection.execute(_plain_update(table, names), [_prefixed(row) for row in rows])
+        moments = _moments(table, names)
+        plain = _plain_update(table, names)
+        connection.exec_driver_sql(plain, [(*_values(row, moments), row["id"]) for row in rows])
 
 
 def insert_grouped(connection: Connection, rows: Iterable[tuple[Table, Row, Conflict]]) -> None:
@@ -71,11 +71,9 @@ def insert_grouped(connection: Connection, rows: Iterable[tuple[Table, Row, Conf
 
 
 def _columns(names: tuple[str, ...], rows: Sequence[Row]) -> dict[str, list[Any]]:
-    return {f"v_{name}": [row[name] for row in rows] for name in names}
-
-
-def _prefixed(row: Row) -> Row:
-    return {f"v_{name}": value for name, value in row.items()}
+    """The rows turned into one list a column, as parameters; all have their keys in the same order."""
+    columns = zip(*(row.values() for row in rows), strict=True)
+    return {f"v_{name}": list(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _unnest(table: Table, names: tuple[str, ...]) -> str:
@@ -99,31 +97,43 @@ def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in table.primary_key.columns]
 
 
+def _on_conflict(table: Table, names: tuple[str, ...], conflict: Conflict) -> str:
+    if conflict == "skip":
+        return " ON CONFLICT DO NOTHING"
+    if conflict == "refuse":
+        return ""
+    key = ", ".join(column.name for column in table.primary_key.columns)
+    sets = ", ".join(f"{name} = excluded.{name}" for name in _replaced(table, names))
+    return f" ON CONFLICT ({key}) DO UPDATE SET {sets}"
+
+
+@cache
+def _moments(table: Table, names: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(i for i, name in enumerate(names) if isinstance(table.c[name].type, Moment))
+
+
+def _values(row: Row, moments: tuple[int, ...]) -> list[Any]:
+    """A row for SQLite's own driver, times in the form in which the column type reads them."""
+    values = list(row.values())
+    for i in moments:
+        if values[i] is not None:
+            values[i] = sqlite_time(values[i])
+    return values
+
+
 @cache
 def _unnested_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> TextClause:
     statement = (
         f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({_unnest(table, names)})"
     )
-    if conflict == "skip":
-        statement += " ON CONFLICT DO NOTHING"
-    if conflict == "replace":
-        key = ", ".join(column.name for column in table.primary_key.columns)
-        sets = ", ".join(f"{name} = excluded.{name}" for name in _replaced(table, names))
-        statement += f" ON CONFLICT ({key}) DO UPDATE SET {sets}"
-    return text(statement)
+    return text(statement + _on_conflict(table, names, conflict))
 
 
 @cache
-def _plain_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
-    statement = sqlite.insert(table).values({name: bindparam(name) for name in names})
-    if conflict == "skip":
-        return statement.on_conflict_do_nothing()
-    if conflict == "replace":
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns),
-            set_={name: statement.excluded[name] for name in _replaced(table, names)},
-        )
-    return statement
+def _plain_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> str:
+    marks = ", ".join("?" for _ in names)
+    statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
+    return statement + _on_conflict(table, names, conflict)
 
 
 @cache
@@ -136,6 +146,6 @@ def _unnested_update(table: Table, names: tuple[str, ...]) -> TextClause:
 
 
 @cache
-def _plain_update(table: Table, names: tuple[str, ...]) -> Update:
-    values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in _replaced(table, names)}
-    return update(table).where(table.c.id == bindparam("v_id")).values(values)
+def _plain_update(table: Table, names: tuple[str, ...]) -> str:
+    sets = ", ".join(f"{name} = ?" for name in names)
+    return f"UPDATE {table.name} SET {sets} WHERE id = ?"

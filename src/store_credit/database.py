@@ -145,6 +145,8 @@ class PostgresqlDatabase:
     def __init__(self, url: Any, connections: int, command_timeout_seconds: float | None) -> None:
         self.engine: AsyncEngine = create_async_engine(
             url,
+            # Errors are logged, and the values of statements are nobody's business.
+            hide_parameters=True,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -154,6 +156,8 @@ class PostgresqlDatabase:
                 "server_settings": {
                     "application_name": "store-credit",
                     # Rows are locked first and read after; a stricter default would only cost retries.
+                    # A plan that is made once keeps the sizes that the tables had then.
+                    "plan_cache_mode": "force_custom_plan",
                     "default_transaction_isolation": "read committed",
                     "lock_timeout": str(LOCK_TIMEOUT_MS),
                     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
@@ -219,6 +223,7 @@ class SqliteDatabase:
 def _sqlite_engine(url: Any, *, begin: str, connections: int) -> Engine:
     engine = create_engine(
         url,
+        hide_parameters=True,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,

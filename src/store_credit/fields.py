@@ -18,6 +18,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
+from starlette.convertors import Convertor, register_url_convertor
 
 from store_credit import money
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX
@@ -104,6 +105,21 @@ class StrictRequest(Model):
     """A body from the merchant: a field that we do not know is a mistake worth telling."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class _Anything(Convertor[str]):
+    """The rest of a path as an identifier, `{id:anything}`: Starlette's `path` ends at a line feed."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", _Anything())
 
 
 def time_text(moment: datetime | None) -> str | None:

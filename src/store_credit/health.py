@@ -62,6 +62,7 @@ async def metrics(request: Request, service: TheService) -> Response:
 
 
 def _take_stock(connection: Connection, service: Service) -> None:
-    service.metrics.open_holds.set(queries.count_open_holds(connection))
+    now = service.ledger.now_within(connection)
+    service.metrics.open_holds.set(queries.count_open_holds(connection, now))
     service.metrics.flagged_lines.set(queries.count_flagged_lines(connection))
     service.metrics.unmatched_events.set(inbox.count_waiting(connection))

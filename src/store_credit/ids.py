@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_LENGTH = 26
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_RANDOM_BITS = 80
+
+_lock = threading.Lock()
+_last = 0
 
 
 def mint(prefix: str) -> str:
     """A new identifier such as `hold_01kajw2v9ye8g5q1bmbdsm0c9t`.
 
     48 bits of milliseconds, then 80 random bits, in Crockford's base 32: unique without asking the
-    database, and new rows go to the end of their index.
+    database, and new rows go to the end of their index. Within a millisecond a process counts on
+    from its first identifier, so that its identifiers only ever grow.
     """
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    digits = [_ALPHABET[value >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)]
-    return f"{prefix}_{''.join(digits)}"
+    global _last
+    now = (time.time_ns() // 1_000_000) << _RANDOM_BITS
+    with _lock:
+        # One bit less than there is room for leaves room to count on.
+        _last = value = now | secrets.randbits(_RANDOM_BITS - 1) if now > _last else _last + 1
+    return f"{prefix}_{''.join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])}"

@@ -24,6 +24,11 @@ ID_LENGTH_MAX = 255
 UPSTREAM_ID_LENGTH_MAX = 1024
 
 
+def sqlite_time(moment: datetime) -> str:
+    """A time as SQLAlchemy's `DateTime` keeps it in SQLite, in UTC."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
 class Moment(TypeDecorator[datetime]):
     """An aware time in UTC. SQLite has no time zones and stores it without one."""
 

@@ -50,6 +50,7 @@ _DESCRIPTIONS = {
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "Too many passwords wait to be checked.",
+    500: "Something went wrong on our side.",
     503: "The database does not answer, or there is too much to do. Nothing was changed.",
 }
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
@@ -65,7 +66,7 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": _DESCRIPTIONS[status],
             **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
         }
-        for status in statuses
+        for status in (*statuses, 500)
     }
 
 

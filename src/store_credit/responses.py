@@ -29,6 +29,7 @@ from store_credit.ledger.refusals import (
 )
 
 PROBLEMS_MAX = 20
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _NAME_LENGTH_MAX = 64
 _HTTP_ERRORS = {
     404: ("not_found", "There is nothing here."),
@@ -42,7 +43,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return _encode(content).encode("ascii")
 
 
 def error_response(error: ApiError) -> Json:
@@ -111,11 +112,20 @@ async def _invalid_query(_request: Request, error: Exception) -> Json:
     return error_response(validation_problems(error.errors(), skip=1))
 
 
-async def _http_error(_request: Request, error: Exception) -> Json:
+async def _http_error(request: Request, error: Exception) -> Json:
     assert isinstance(error, HTTPException)
     kind, message = _HTTP_ERRORS.get(error.status_code, ("bad_request", "The request is not valid."))
     body = {"type": kind, "errors": [{"code": kind, "message": message}]}
-    return Json(body, error.status_code, error.headers)
+    return Json(body, error.status_code, {**(error.headers or {}), **_allow(request, error)})
+
+
+def _allow(request: Request, error: HTTPException) -> dict[str, str]:
+    """All methods of a path that does not take this one; Starlette names those of its first route."""
+    if error.status_code != 405:
+        return {}
+    template = getattr(request.scope.get("route"), "path_format", None)
+    methods = request.app.openapi()["paths"].get(template)
+    return {"Allow": ", ".join(sorted(method.upper() for method in methods))} if methods else {}
 
 
 async def _database_fault(_request: Request, error: Exception) -> Json:

@@ -49,7 +49,7 @@ def check(connection: Connection) -> None:
         )
     raise SchemaMismatch(
         f"The database schema is ahead: it is at {found}, and this version knows only {head()}."
-        " Start the newer version of store-credit, or go back with its migrations."
+        f" Start the newer version of store-credit, or run its `store-credit migrate --back --to {head()}`."
     )
 
 

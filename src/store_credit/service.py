@@ -27,9 +27,14 @@ class Service:
     """For what has no line to go by, such as the age of a signature."""
 
 
-async def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """The service, where the cost of a dependency shows: in the callout."""
     service: Service = request.app.state.service
     return service
+
+
+async def _service(request: Request) -> Service:
+    return service_of(request)
 
 
 TheService = Annotated[Service, Depends(_service)]

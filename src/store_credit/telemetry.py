@@ -46,7 +46,8 @@ def configure_logging(level: str) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=True,
+        # Not cached: a later application of the same process writes where and what it is told to.
+        cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
@@ -182,5 +183,4 @@ def _request_id(scope: Scope) -> str:
 
 def _path(scope: Scope) -> str:
     """The route's template, never the path itself: bounded in number, and free of identifiers."""
-    route = scope.get("route")
-    return getattr(route, "path", "other") if route is not None else "other"
+    return str(getattr(scope.get("route"), "path_format", "other"))

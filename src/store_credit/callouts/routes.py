@@ -24,13 +24,13 @@ from store_credit.metadata import UPSTREAM_ID_LENGTH_MAX
 from store_credit.openapi import answers, takes
 from store_credit.responses import Json
 from store_credit.security import Principal, may_call_out
-from store_credit.service import Service, TheService
+from store_credit.service import service_of
 from store_credit.settings import CALLOUT_PATH
 
 Caller = Annotated[Principal, Depends(may_call_out)]
 
 
-async def authorize(request: Request, caller: Caller, service: TheService) -> Json:
+async def authorize(request: Request, caller: Caller) -> Json:
     """May this session use this much of this credit line?"""
     asked = await parse(request, AuthorizationRequest)
     command = Authorize(
@@ -41,14 +41,14 @@ async def authorize(request: Request, caller: Caller, service: TheService) -> Js
         cause=Cause(actor=caller.name),
         session_upstream_id=asked.session_upstream_id,
     )
-    outcome = await _decide(request, service, command)
+    outcome = await _decide(request, command)
     return Json(_answer(asked.upstream_id, outcome))
 
 
-async def release(request: Request, upstream_id: str, caller: Caller, service: TheService) -> Response:
+async def release(request: Request, upstream_id: str, caller: Caller) -> Response:
     """The shopper took the credit off again. The answer is always the same."""
     command = Release(_upstream_id(request, upstream_id), Cause(actor=caller.name))
-    await _decide(request, service, command)
+    await _decide(request, command)
     return Response(status_code=204)
 
 
@@ -67,7 +67,7 @@ def callout_router(paths: list[str]) -> APIRouter:
             include_in_schema=documented,
         )
         router.add_api_route(
-            f"{path}/{{upstream_id:path}}",
+            f"{path}/{{upstream_id:anything}}",
             release,
             methods=["DELETE"],
             status_code=204,
@@ -77,7 +77,8 @@ def callout_router(paths: list[str]) -> APIRouter:
     return router
 
 
-async def _decide(request: Request, service: Service, command: Authorize | Release) -> Outcome:
+async def _decide(request: Request, command: Authorize | Release) -> Outcome:
+    service = service_of(request)
     request_id = request.state.request_id
     result = await service.ledger.execute(
         command,

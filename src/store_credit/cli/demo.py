@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,8 @@ class PlayFailed(Exception):
 
 def play(*, once: bool, port: int) -> int:
     """Serve, play, and keep serving unless `once`. Returns the exit status."""
+    # To be told to stop is as good as Ctrl-C: the server is stopped and its files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="store-credit-demo-") as folder:
         port = _free_port(port)
         environment = _environment(Path(folder))

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Connection, RowMapping
 
 from store_credit import money
-from store_credit.cli.session import Session, actor, console, fail, run
+from store_credit.cli.session import Session, actor, console, fail, plain, run
 from store_credit.cli.statement import when
 from store_credit.fields import instant
 from store_credit.ledger import queries as ledger_queries
@@ -216,11 +217,11 @@ def _event_table(rows: list[RowMapping]) -> Table:
         effects = json.loads(row["effects"])
         table.add_row(
             when(row["received_at"]),
-            row["event_id"],
-            row["type"],
+            plain(row["event_id"]),
+            plain(row["type"]),
             row["state"],
-            row["order_id"] or "",
-            "\n".join(_asked(effect) for effect in effects),
+            plain(row["order_id"] or ""),
+            Text("\n").join(plain(_asked(effect)) for effect in effects),
             "\n".join((effect["outcome"] or "").replace("_", " ") for effect in effects),
         )
     return table
@@ -244,15 +245,15 @@ def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
         ("Received", f"{when(row['received_at'])} UTC"),
     ):
         if value:
-            facts.add_row(name, value)
+            facts.add_row(name, plain(value))
     for effect in json.loads(row["effects"]):
         detail = f" ({effect['detail']})" if effect["detail"] else ""
         outcome = (effect["outcome"] or "not tried").replace("_", " ")
-        facts.add_row("Source", f"{effect['sourceId']}: {_asked(effect)}: {outcome}{detail}")
+        facts.add_row("Source", plain(f"{effect['sourceId']}: {_asked(effect)}: {outcome}{detail}"))
     console().print(facts)
     if lines:
         typer.echo("\nLines that it may mean:")
         for line in lines:
             worth = money.to_text(line.balance, line.row["currency"])
-            typer.echo(f"  {line.row['id']}  {line.row['customer_id']}  {worth}  {line.status}")
+            typer.echo(f"  {line.row['id']}  {plain(line.row['customer_id'])}  {worth}  {line.status}")
         typer.echo(f"\nstore-credit events apply {row['event_id']} --line {lines[0].row['id']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from store_credit import ids, money
-from store_credit.cli.session import Session, actor, console, fail, run
+from store_credit.cli.session import Session, actor, console, fail, plain, run
 from store_credit.cli.statement import Story, print_statement, tell, when
 from store_credit.fields import time_text
 from store_credit.ledger import queries
@@ -71,7 +71,7 @@ def issue_line(
 def list_lines(
     customer: Annotated[str | None, typer.Option(help="Only this customer's.")] = None,
     status: Annotated[
-        str | None, typer.Option(help="Only active, suspended, closed or expired ones.")
+        Literal["active", "suspended", "closed", "expired"] | None, typer.Option(help="Only these.")
     ] = None,
     currency: Annotated[str | None, typer.Option(help="Only in this currency.")] = None,
     flagged: Annotated[bool, typer.Option("--flagged", help="Only those that need a look.")] = False,
@@ -141,9 +141,12 @@ def _issue_command(**fields: Any) -> Issue:
 
 def _number(amount: str) -> float:
     try:
-        return float(Decimal(amount))
+        number = Decimal(amount)
     except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite():
         fail(f"{amount!r} is not a decimal number.")
+    return float(number)
 
 
 def _line_table(found: list[LineFigures]) -> Table:
@@ -159,8 +162,8 @@ def _line_table(found: list[LineFigures]) -> Table:
         amounts = (figures.balance, figures.held, figures.available)
         table.add_row(
             row["id"],
-            row["upstream_id"],
-            row["customer_id"],
+            plain(row["upstream_id"]),
+            plain(row["customer_id"]),
             figures.status,
             *(money.to_text(amount, row["currency"]) for amount in amounts),
             when(row["expires_at"]) or "never",

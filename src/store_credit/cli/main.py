@@ -12,7 +12,7 @@ from rich.table import Table
 
 from store_credit import __version__, credentials, schema
 from store_credit.cli import events, lines, serve
-from store_credit.cli.session import Session, console, fail, opened, run, told_in_one_sentence
+from store_credit.cli.session import Session, console, fail, opened, plain, run, told_in_one_sentence
 from store_credit.credentials import Role
 from store_credit.ledger.audit import Finding
 from store_credit.ledger.audit import audit as audit_lines
@@ -60,6 +60,8 @@ def migrate(
     back: Annotated[bool, typer.Option("--back", help="Go back to an earlier schema.")] = False,
 ) -> None:
     """Bring the database to the newest schema."""
+    if back and to == "head":
+        fail("To go back, name the schema to go to with --to.")
 
     async def work() -> tuple[str | None, str | None]:
         async with opened(check_schema=False, command_timeout_seconds=None) as session:
@@ -138,7 +140,7 @@ def list_credentials() -> None:
     for found in run(work):
         table.add_row(
             found.id,
-            found.name,
+            plain(found.name),
             found.role.value,
             lines.when(found.created_at),
             lines.when(found.disabled_at),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 import tempfile
 
 import uvicorn
@@ -24,6 +26,8 @@ def serve(host: str, port: int, workers: int) -> None:
     chosen = settings.load()
     if workers > 1 and chosen.database_url.startswith("sqlite"):
         raise InvalidSettings("SQLite has one writer: several workers need PostgreSQL.")
+    # uvicorn finishes what is running, and then raises the signal again: to be told to stop is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     asyncio.run(_try_start(chosen))
     with tempfile.TemporaryDirectory(prefix="store-credit-metrics-") as folder:
         if workers > 1:

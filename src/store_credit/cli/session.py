@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from alembic.util import CommandError
 from rich.console import Console
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from store_credit import schema, settings
@@ -55,6 +57,8 @@ def told_in_one_sentence() -> Any:
         fail(str(error))
     except (Refusal, Unavailable) as error:
         fail(error.message)
+    except CommandError as error:
+        fail(f"The migrations can not do this: {str(error).rstrip('.')}.")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         if not is_passing(error):
             raise
@@ -100,7 +104,13 @@ def actor() -> str:
 
 
 def console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(width=width, emoji=False, highlight=False)
+
+
+def plain(text: str) -> Text:
+    """Text from outside, for the console: neither markup nor control characters in it take effect."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def fail(sentence: str) -> NoReturn:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, select
 
 from store_credit import money
 from store_credit.callouts.queries import DecisionFilter, decisions
+from store_credit.cli.session import plain
 from store_credit.ledger import queries
 from store_credit.ledger.queries import LineFigures, Page
 from store_credit.ledger.state import EntryKind, HoldState
@@ -68,7 +68,9 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
 def print_statement(console: Console, story: Story) -> None:
     """Print the story: figures first, then what is promised, then the journal, then the answers."""
     row = story.line.row
-    console.print(Rule(f"[bold]{escape(row['upstream_id'])}[/]", align="left"))
+    title = plain(row["upstream_id"])
+    title.stylize("bold")
+    console.print(Rule(title, align="left"))
     console.print(_facts(story))
     if story.open_holds:
         console.print("\n[bold]Promised now[/]")
@@ -93,10 +95,11 @@ def _facts(story: Story) -> Table:
     table.add_row("Available", Text(_amount(story, line.available), style="bold green"))
     table.add_row("Balance", f"{_amount(story, line.balance)}, of which {_amount(story, line.held)} held")
     table.add_row("Status", Text(_status(story), style="" if line.status == "active" else "bold yellow"))
-    table.add_row("Customer", escape(row["customer_id"]))
+    table.add_row("Customer", plain(row["customer_id"]))
     if row["name"]:
-        table.add_row("Name", escape(row["name"]))
+        table.add_row("Name", plain(row["name"]))
     table.add_row("Id", row["id"])
+    table.add_row("Upstream id", plain(row["upstream_id"]))
     table.add_row("Opened", f"{when(row['created_at'])} UTC")
     if line.flags:
         table.add_row("Needs a look", Text(", ".join(line.flags), style="bold red"))
@@ -115,7 +118,7 @@ def _holds(story: Story) -> Table:
     table = _table("Session", ">Amount", "Since", "Until", "Hold")
     for row in story.open_holds:
         table.add_row(
-            escape(row["session_id"]),
+            plain(row["session_id"]),
             _amount(story, row["amount"]),
             when(row["created_at"]),
             when(row["expires_at"]),
@@ -131,12 +134,12 @@ def _journal(story: Story) -> Table:
         table.add_row(
             str(row["seq"]),
             when(row["created_at"]),
-            escape(_what(story, row)),
+            plain(_what(story, row)),
             _signed(row["amount"], currency),
             f"{money.to_decimal(row['balance_after'], currency):,}",
             f"{money.to_decimal(row['held_after'], currency):,}",
-            escape(row["actor"]),
-            escape(_why(row)),
+            plain(row["actor"]),
+            plain(_why(row)),
         )
     return table
 
@@ -150,7 +153,7 @@ def _answers(story: Story) -> Table:
             row["kind"],
             row["asked"] or "",
             f"[green]{answer}[/]" if row["accepted"] else f"[yellow]{answer}[/]",
-            escape(row["session_id"] or ""),
+            plain(row["session_id"] or ""),
         )
     return table
 

@@ -17,6 +17,7 @@ from store_credit.ledger.state import Entry, EntryKind, Line
 FIRST_HASH = "0" * 64
 """The previous hash of a line's first entry."""
 
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _WRITE_OFFS = frozenset({EntryKind.EXPIRED, EntryKind.VOIDED, EntryKind.WRITE_OFF_REVERSED})
 
 
@@ -93,5 +94,4 @@ def entry_hash(entry: Entry) -> str:
         entry.reason,
         entry.idempotency_key,
     ]
-    text = json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()

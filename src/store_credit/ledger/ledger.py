@@ -8,6 +8,7 @@ COMMIT, and only then, each caller gets its result.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from store_credit.ledger.store import Claimed
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
 TRIES_MAX = 4
+JOIN_SECONDS_MAX = 0.003
+"""How long a transaction waits for works to join it, after one that carried several."""
 PAUSE_SECONDS = (0.01, 0.05, 0.2)
 """Pauses between the tries of a batch whose transaction failed for a passing reason."""
 
@@ -115,6 +118,8 @@ class Ledger:
         self._on_commit = on_commit
         self._queue: deque[_Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
+        self._joined = asyncio.Event()
+        self._wanted = 1
 
     async def execute(
         self,
@@ -133,6 +138,8 @@ class Ledger:
         deadline = loop.time() + self._deadline_seconds
         pending = _Pending(Work(commands, claim, record), deadline, loop.create_future())
         self._queue.append(pending)
+        if len(self._queue) >= self._wanted:
+            self._joined.set()
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
         try:
@@ -158,8 +165,23 @@ class Ledger:
         try:
             while batch := self._take():
                 await self._serve(batch)
+                await self._let_others_join(len(batch))
         finally:
             self._drain = None
+
+    async def _let_others_join(self, served: int) -> None:
+        """After a batch of several works, wait a moment for as many again.
+
+        Callers that were answered together ask again one after the other. Without this the first of
+        them is served alone, and all others wait for its transaction. A lone caller waits for nobody.
+        """
+        if served == 1 or len(self._queue) >= served:
+            return
+        self._wanted = served
+        self._joined.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_SECONDS_MAX):
+                await self._joined.wait()
 
     def _take(self) -> list[_Pending]:
         """The next batch, without those whose callers are gone or past their deadline."""

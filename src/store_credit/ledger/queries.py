@@ -106,8 +106,9 @@ def line_id_of(connection: Connection, name: str) -> str | None:
     return connection.execute(statement).scalars().first()
 
 
-def count_open_holds(connection: Connection) -> int:
-    return _count(connection, hold, hold.c.state == HoldState.OPEN.value)
+def count_open_holds(connection: Connection, now: datetime) -> int:
+    is_open = and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at > now)
+    return _count(connection, hold, is_open)
 
 
 def count_flagged_lines(connection: Connection) -> int:

@@ -137,12 +137,12 @@ DUE_HOLDS = Query(
     {"line_ids": "text"},
 )
 
-NAMED_HOLDS = Query(
-    f"{_OPEN_HOLDS} AND (session_id, upstream_key) IN"
-    " (SELECT * FROM unnest(CAST(:sessions AS text[]), CAST(:keys AS bytea[])))",
+SESSION_HOLDS = Query(
+    # By session alone, of which each has few: pairs of session and upstream id would be joined with all
+    # open holds, on both databases.
+    f"{_OPEN_HOLDS} AND session_id = ANY(:session_ids)",
     _HOLD,
-    {"pairs": ""},
-    sqlite=f"{_OPEN_HOLDS} AND (session_id, upstream_key) IN :pairs",
+    {"session_ids": "text"},
 )
 
 RELEASED_HOLDS = Query(

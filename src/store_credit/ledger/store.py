@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, select
@@ -24,7 +26,6 @@ from store_credit.ledger.state import (
     Change,
     Deduction,
     Hold,
-    HoldKey,
     HoldState,
     Line,
     LineStatus,
@@ -36,8 +37,8 @@ from store_credit.ledger.statements import (
     DUE_HOLDS,
     LINES,
     LOCK_SOURCES,
-    NAMED_HOLDS,
     RELEASED_HOLDS,
+    SESSION_HOLDS,
     START_BATCH,
 )
 from store_credit.ledger.tables import (
@@ -124,7 +125,8 @@ def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime)
     due = DUE_HOLDS.rows(connection, line_ids=list(book.lines), now=latest)
     _add_holds(book, due)
     if needs.hold_keys:
-        _add_holds(book, _named_holds(connection, needs.hold_keys))
+        sessions = list({session for session, _ in needs.hold_keys})
+        _add_holds(book, SESSION_HOLDS.rows(connection, session_ids=sessions))
     if needs.released:
         # More than the batch can end, those past their time aside, which are all loaded already: a
         # rule must see that there are several.
@@ -143,14 +145,6 @@ def _load_completed_sessions(connection: Connection, book: Book, needs: Needs) -
         sessions = list({session for session, _ in needs.hold_keys})
         found = COMPLETED_SESSIONS.rows(connection, line_ids=list(book.lines), session_ids=sessions)
         book.completed_sessions.update((line_id, session) for line_id, session in found)
-
-
-def _named_holds(connection: Connection, keys: set[HoldKey]) -> list[Any]:
-    pairs = [(session, upstream_key(upstream)) for session, upstream in keys]
-    if connection.dialect.name == "postgresql":
-        sessions, upstream_keys = zip(*pairs, strict=True)
-        return NAMED_HOLDS.rows(connection, sessions=list(sessions), keys=list(upstream_keys))
-    return NAMED_HOLDS.rows(connection, pairs=pairs)
 
 
 def claims(connection: Connection, keys: Sequence[str]) -> dict[str, Claimed]:
@@ -220,8 +214,15 @@ def _hold(row: Any) -> Hold:
     return Hold(*values)
 
 
+@cache
+def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
+
+
 def _row(value: DataclassInstance) -> Row:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    names, values = _fields(type(value))
+    return dict(zip(names, values(value), strict=True))
 
 
 def _hold_row(held: Hold) -> Row:

@@ -44,7 +44,7 @@ async def list_events(service: TheService, query: Annotated[schemas.EventQuery, 
 
 
 @router.get(
-    "/webhook-events/{id:path}",
+    "/webhook-events/{id:anything}",
     response_model=schemas.WebhookEventDetail,
     responses=answers(400, 401, 403, 404, 429, 503),
     **_READ,
@@ -54,7 +54,7 @@ async def show_event(service: TheService, id: str) -> Json:  # noqa: A002
     return await _shown(service, id)
 
 
-@router.post("/webhook-events/{id:path}/apply", openapi_extra=takes(schemas.ApplyRequest), **_WRITE)
+@router.post("/webhook-events/{id:anything}/apply", openapi_extra=takes(schemas.ApplyRequest), **_WRITE)
 async def apply_event(request: Request, writer: Writer, service: TheService, id: str) -> Json:  # noqa: A002
     """Apply an event again, or to a named line. A source on the wrong line moves to the named one."""
     asked = await parse(request, schemas.ApplyRequest)
@@ -73,7 +73,7 @@ async def apply_event(request: Request, writer: Writer, service: TheService, id:
     return await _shown(service, id)
 
 
-@router.post("/webhook-events/{id:path}/dismiss", openapi_extra=takes(schemas.DismissRequest), **_WRITE)
+@router.post("/webhook-events/{id:anything}/dismiss", openapi_extra=takes(schemas.DismissRequest), **_WRITE)
 async def dismiss_event(request: Request, writer: Writer, service: TheService, id: str) -> Json:  # noqa: A002
     """Set an event aside that asks for nothing to be booked."""
     asked = await parse(request, schemas.DismissRequest)

@@ -55,7 +55,7 @@ async def issue(
         assert outcome.line is not None
         return json.dumps(rendering.issued_line(command, outcome.line, outcome.at))
 
-    result = await service.ledger.execute(command, claim=_claim(idempotency_key, asked, answer))
+    result = await service.ledger.execute(command, claim=_claim(idempotency_key, asked, command, answer))
     if result.earlier_answer is not None:
         return Json(json.loads(result.earlier_answer), 201, {"Idempotent-Replayed": "true"})
     return Json(json.loads(answer(result.outcomes)), 201)
@@ -95,7 +95,11 @@ async def list_entries(
 ) -> Json:
     """The journal of a credit line, oldest entry first."""
     line = await _line(service, id)
-    page = Page(query.limit, _seq(query.starting_after, line), _seq(query.ending_before, line))
+    page = Page(
+        query.limit,
+        _seq("startingAfter", query.starting_after, line),
+        _seq("endingBefore", query.ending_before, line),
+    )
     rows, more = await service.database.read(queries.entries, line.row["id"], page)
     return Json(rendering.listed(rows, more, lambda row: rendering.entry(row, line.row["currency"])))
 
@@ -189,21 +193,26 @@ def _issue(asked: schemas.CreditLineRequest, cause: Cause) -> Issue:
 
 
 def _claim(
-    key: str | None, asked: schemas.CreditLineRequest, answer: Callable[[Sequence[Outcome]], str]
+    key: str | None,
+    asked: schemas.CreditLineRequest,
+    command: Issue,
+    answer: Callable[[Sequence[Outcome]], str],
 ) -> Claim | None:
+    """Of the amount its minor units count: 100 and 100.0 are one request."""
     if key is None:
         return None
-    content = json.dumps(["POST /credit-lines", asked.model_dump(mode="json")], sort_keys=True)
+    request = asked.model_dump(exclude={"amount"}) | {"amount_minor": command.amount_minor}
+    content = json.dumps(["POST /credit-lines", request], sort_keys=True, default=str)
     return Claim(f"key:{key}", hashlib.sha256(content.encode()).hexdigest(), answer)
 
 
-def _seq(cursor: str | None, line: LineFigures) -> int | None:
+def _seq(parameter: str, cursor: str | None, line: LineFigures) -> int | None:
     """The sequence number that a cursor names: `<line id>.<seq>`, or the number alone."""
     if cursor is None:
         return None
     number = cursor.removeprefix(f"{line.row['id']}.")
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
-        raise BadRequest.parameter("startingAfter", "The cursor names no entry of this line.")
+        raise BadRequest.parameter(parameter, "The cursor names no entry of this line.")
     return int(number)
 
 

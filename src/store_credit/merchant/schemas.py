@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from store_credit.fields import (
@@ -35,7 +35,18 @@ def _bounded_metadata(value: dict[str, str | int | float | bool | None]) -> dict
     return dict(value)
 
 
-Metadata = Annotated[dict[str, str | int | float | bool | None], AfterValidator(_bounded_metadata)]
+def _plain_value(value: Any) -> str | int | float | bool | None:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ValueError("must be a text, a number, a boolean or null")
+
+
+_PlainValue = Annotated[
+    str | int | float | bool | None,
+    PlainValidator(_plain_value),
+    WithJsonSchema({"type": ["string", "number", "boolean", "null"]}),
+]
+Metadata = Annotated[dict[str, _PlainValue], AfterValidator(_bounded_metadata)]
 
 
 class CreditLineRequest(StrictRequest):

@@ -167,8 +167,9 @@ def _spent(event_type: str, order: Object) -> tuple[Spent, ...]:
 
 
 def _spent_source(source: Object, order: Object) -> Spent:
-    source_id, currency = identifier(source.get("id")), source.get("currency") or order.get("currency")
-    amount = amount_of(source.get("amount"))
+    source_id, amount = identifier(source.get("id")), amount_of(source.get("amount"))
+    given = (source.get("currency"), order.get("currency"))
+    currency = next((code for code in given if code not in (None, "")), None)
     problem = None
     if source_id is None:
         problem = "the source has no usable id"

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from store_credit import ids
+from store_credit.bulk import Row
 from store_credit.ledger.commands import Cause, Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
 from store_credit.ledger.refusals import KeyReused, OutOfRange, Refusal, Unavailable
@@ -51,23 +52,25 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
     """
     receipt_id = ids.mint("evt")
     planned = steps(event, receipt_id, Cause(ACTOR, event_id=event.id)) if aside is None else []
+    asked = [step.effect for step in planned]
     commands = [step.command for step in planned if step.command is not None]
 
     def record(outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
         effects = told(planned, outcomes)
-        row = _row(receipt_id, event, body, state_of(effects), effects, at) | {"note": aside}
-        return [(webhook_event, row, "skip"), *_unparked(outcomes)]
+        row = _row(receipt_id, event, body, state_of(effects), effects) | {"note": aside}
+        return [_received(row, at), *_unparked(outcomes)]
 
     try:
         return await _execute_once(ledger, event, commands, record)
     except KeyReused:
-        await _keep(ledger, receipt_id, event, body, EventState.CONFLICT)
+        await _keep(ledger, _row(receipt_id, event, body, EventState.CONFLICT, asked))
         raise EventConflict from None
     except (Unavailable, Refusal):
         raise
     except Exception as error:
         _log.exception("event %s could not be applied", event.id)
-        return await _keep(ledger, receipt_id, event, body, EventState.FAILED, error)
+        row = _row(receipt_id, event, body, EventState.FAILED, asked) | {"note": _described(error)}
+        return await _execute_once(ledger, event, [], lambda _outcomes, at: [_received(row, at)])
 
 
 async def apply_again(
@@ -150,25 +153,8 @@ async def _execute_once(ledger: Ledger, event: Event, commands: list[Command], r
     return Receipt(EventState(state))
 
 
-async def _keep(
-    ledger: Ledger,
-    receipt_id: str,
-    event: Event,
-    body: str,
-    state: EventState,
-    error: Exception | None = None,
-) -> Receipt:
-    """Store an event that was not applied. A failed one keeps its claim, so that it stays the one."""
-
-    def record(_outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
-        row = _row(receipt_id, event, body, state, [], at)
-        row["note"] = _described(error) if error else None
-        return [(webhook_event, row, "skip")]
-
-    if state == EventState.FAILED:
-        return await _execute_once(ledger, event, [], record)
-    await ledger.execute(record=record)
-    return Receipt(state)
+async def _keep(ledger: Ledger, row: Row) -> None:
+    await ledger.execute(record=lambda _outcomes, at: [_received(row, at)])
 
 
 async def _put_off(ledger: Ledger, row: RowMapping, note: str | None) -> None:
@@ -183,14 +169,7 @@ async def _put_off(ledger: Ledger, row: RowMapping, note: str | None) -> None:
     await ledger.execute(record=record)
 
 
-def _row(
-    receipt_id: str,
-    event: Event,
-    body: str,
-    state: EventState,
-    effects: list[Effect],
-    at: datetime,
-) -> dict[str, Any]:
+def _row(receipt_id: str, event: Event, body: str, state: EventState, effects: list[Effect]) -> Row:
     return {
         "id": receipt_id,
         "event_id": event.id,
@@ -203,10 +182,13 @@ def _row(
         "body": body,
         "note": None,
         "tries": 0,
-        "retry_at": at + FIRST_PAUSE if state == EventState.FAILED else None,
         "event_created_at": event.created_at,
-        "received_at": at,
     }
+
+
+def _received(row: Row, at: datetime) -> Record:
+    retry_at = at + FIRST_PAUSE if row["state"] == EventState.FAILED else None
+    return webhook_event, row | {"retry_at": retry_at, "received_at": at}, "skip"
 
 
 def _changed(row: RowMapping, state: EventState, effects: list[Effect]) -> Record:

@@ -55,6 +55,6 @@ def plain(amount: Decimal | None) -> str:
     """One text for one amount: float noise and trailing zeros do not make another event."""
     if amount is None:
         return ""
-    if abs(amount) >= money.AMOUNT_MINOR_LIMIT:
-        return money.asked_text(amount)
-    return str(amount.quantize(_FINEST).normalize())
+    bounded = amount if abs(amount) >= money.AMOUNT_MINOR_LIMIT else amount.quantize(_FINEST)
+    # Adding zero takes the sign off a negative zero.
+    return str(bounded.normalize() + 0)

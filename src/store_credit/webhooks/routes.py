@@ -18,12 +18,36 @@ from store_credit.webhooks import events, inbox, signature
 
 router = APIRouter(tags=["Webhook"])
 
+_EXAMPLE = {
+    "id": "4f0c1a52-6d0e-4a55-9d6a-5f1f6f0f7a11",
+    "type": "checkout_session.order.created",
+    "createdTime": "2026-11-20T12:00:00.123456Z",
+    "data": {
+        "object": {
+            "id": "order-1001",
+            "checkoutSessionId": "7765374748",
+            "currency": "USD",
+            "payment": {
+                "sources": [
+                    {
+                        "id": "source-2002",
+                        "type": "customerCredit",
+                        "amount": 11.4,
+                        "currency": "USD",
+                        "upstreamId": "7654-2345-0987-123456",
+                    }
+                ]
+            },
+        }
+    },
+}
 _BODY = {
     "requestBody": {
         "required": True,
         "description": "An event of Digital River. Fields that are not named here are ignored.",
         "content": {
             "application/json": {
+                "example": _EXAMPLE,
                 "schema": {
                     "type": "object",
                     "required": ["id", "type", "data"],
@@ -36,7 +60,7 @@ _BODY = {
                             "properties": {"object": {"type": "object"}},
                         },
                     },
-                }
+                },
             }
         },
     }

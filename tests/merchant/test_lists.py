@@ -1,0 +1,328 @@
+"""The merchant API's lists: newest first, page by page in both directions, and filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from tests.http_fixtures import MERCHANT, Json, Shop, order_event, problem_of, source
+from tests.making import HOUR
+
+pytest_plugins = ["tests.http_fixtures"]
+
+COUNT = 5
+
+
+async def fill_lines(shop: Shop) -> str:
+    for n in range(COUNT):
+        await shop.issue(100, f"line-{n}")
+    return "/credit-lines"
+
+
+async def fill_entries(shop: Shop) -> str:
+    line = await shop.issue(100)
+    for n in range(1, COUNT):
+        await shop.authorize(n)
+    return f"/credit-lines/{line['id']}/entries"
+
+
+async def fill_holds(shop: Shop) -> str:
+    line = await shop.issue(100)
+    for n in range(COUNT):
+        await shop.authorize(1, f"session-{n}")
+    return f"/credit-lines/{line['id']}/holds"
+
+
+async def fill_deductions(shop: Shop) -> str:
+    line = await shop.issue(100)
+    for n in range(COUNT):
+        await shop.deliver(order_event(source(f"source-{n}", 1), event_id=f"event-{n}"))
+    return f"/credit-lines/{line['id']}/deductions"
+
+
+async def fill_line_decisions(shop: Shop) -> str:
+    line = await shop.issue(100)
+    for n in range(COUNT):
+        await shop.authorize(n + 1)
+    return f"/credit-lines/{line['id']}/decisions"
+
+
+async def fill_decisions(shop: Shop) -> str:
+    for n in range(COUNT):
+        await shop.authorize(1, upstream_id=f"unknown-{n}")
+    return "/decisions"
+
+
+async def fill_events(shop: Shop) -> str:
+    for n in range(COUNT):
+        await shop.deliver(order_event(event_id=f"event-{n}"))
+    return "/webhook-events"
+
+
+FILLERS = {
+    "lines": fill_lines,
+    "entries": fill_entries,
+    "holds": fill_holds,
+    "deductions": fill_deductions,
+    "decisions of a line": fill_line_decisions,
+    "decisions": fill_decisions,
+    "events": fill_events,
+}
+each_list = pytest.mark.parametrize("fill", FILLERS.values(), ids=FILLERS.keys())
+Fill = Callable[[Shop], Awaitable[str]]
+
+
+def ids(page: Json) -> list[str]:
+    return [shown["id"] for shown in page["data"]]
+
+
+async def created_before(shop: Shop, fill: Fill) -> tuple[str, list[str]]:
+    """The path of a filled list, and all its ids in order."""
+    path = await fill(shop)
+    everything = await shop.get(path)
+    assert everything["hasMore"] is False
+    found = ids(everything)
+    assert len(found) == len(set(found)) == COUNT
+    return path, found
+
+
+@each_list
+async def test_a_list_is_ordered_by_time(shop: Shop, fill: Fill) -> None:
+    path = await fill(shop)
+    found = (await shop.get(path))["data"]
+    if path.endswith("/entries"):
+        assert [entry["seq"] for entry in found] == [1, 2, 3, 4, 5]
+        return
+    minted = [shown.get("receiptId", shown["id"]) for shown in found]
+    assert minted == sorted(minted, reverse=True)
+
+
+@each_list
+async def test_forwards_page_by_page(shop: Shop, fill: Fill) -> None:
+    path, all_ids = await created_before(shop, fill)
+    first = await shop.get(path, limit=2)
+    second = await shop.get(path, limit=2, startingAfter=ids(first)[-1])
+    third = await shop.get(path, limit=2, startingAfter=ids(second)[-1])
+    assert [ids(page) for page in (first, second, third)] == [all_ids[:2], all_ids[2:4], all_ids[4:]]
+    assert [page["hasMore"] for page in (first, second, third)] == [True, True, False]
+
+
+@each_list
+async def test_backwards_page_by_page(shop: Shop, fill: Fill) -> None:
+    path, all_ids = await created_before(shop, fill)
+    first = await shop.get(path, limit=2, endingBefore=all_ids[-1])
+    second = await shop.get(path, limit=2, endingBefore=ids(first)[0])
+    third = await shop.get(path, limit=2, endingBefore=ids(second)[0])
+    assert [ids(page) for page in (first, second, third)] == [all_ids[2:4], all_ids[:2], []]
+    assert [page["hasMore"] for page in (first, second, third)] == [True, False, False]
+
+
+@each_list
+async def test_after_the_last_there_is_nothing(shop: Shop, fill: Fill) -> None:
+    path, all_ids = await created_before(shop, fill)
+    assert await shop.get(path, startingAfter=all_ids[-1]) == {"hasMore": False, "data": []}
+
+
+@each_list
+@pytest.mark.parametrize(("limit", "more"), [(1, True), (4, True), (5, False), (100, False)])
+async def test_the_limit_tells_whether_there_is_more(
+    shop: Shop, fill: Fill, limit: int, more: bool
+) -> None:
+    path, all_ids = await created_before(shop, fill)
+    page = await shop.get(path, limit=limit)
+    assert (ids(page), page["hasMore"]) == (all_ids[:limit], more)
+
+
+async def test_ten_are_shown_without_a_limit(shop: Shop) -> None:
+    for n in range(11):
+        await shop.authorize(1, upstream_id=f"unknown-{n}")
+    page = await shop.get("/decisions")
+    assert (len(page["data"]), page["hasMore"]) == (10, True)
+
+
+async def test_an_empty_list(shop: Shop) -> None:
+    assert await shop.get("/credit-lines") == {"hasMore": False, "data": []}
+
+
+async def test_an_entry_is_also_named_by_its_number(shop: Shop) -> None:
+    path, all_ids = await created_before(shop, fill_entries)
+    assert ids(await shop.get(path, startingAfter="2")) == all_ids[2:]
+
+
+async def test_lists_show_only_their_own_line(shop: Shop) -> None:
+    await shop.issue(100, "line-1")
+    await shop.issue(100, "line-2")
+    await shop.authorize(1, upstream_id="line-1")
+    await shop.deliver(order_event(source()))
+    for noun, count in (("entries", 1), ("holds", 0), ("deductions", 0), ("decisions", 0)):
+        assert len(await shop.history(noun, "line-2")) == count
+
+
+# Filters
+
+
+async def three_lines(shop: Shop) -> None:
+    await shop.issue(100, "a/1", customerId="anna")
+    await shop.issue(100, "b", customerId="anna", currency="EUR")
+    await shop.issue(100, "c", customerId="boris", expiresTime="2026-11-20T13:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, ["c", "b", "a/1"]),
+        ({"upstreamId": "a/1"}, ["a/1"]),
+        ({"upstreamId": "A/1"}, []),
+        ({"upstreamId": "a"}, []),
+        ({"customerId": "anna"}, ["b", "a/1"]),
+        ({"customerId": "ann"}, []),
+        ({"currency": "EUR"}, ["b"]),
+        ({"currency": "JPY"}, []),
+        ({"customerId": "anna", "currency": "USD"}, ["a/1"]),
+        ({"status": "active"}, ["c", "b", "a/1"]),
+        ({"status": "expired"}, []),
+        ({"flagged": "false"}, ["c", "b", "a/1"]),
+        ({"flagged": "true"}, []),
+    ],
+    ids=str,
+)
+async def test_lines_are_filtered(shop: Shop, query: dict[str, Any], expected: list[str]) -> None:
+    await three_lines(shop)
+    found = (await shop.get("/credit-lines", **query))["data"]
+    assert [line["upstreamId"] for line in found] == expected
+
+
+async def test_lines_are_filtered_by_the_status_that_is_shown(shop: Shop) -> None:
+    await three_lines(shop)
+    shop.clock.advance(HOUR)
+    expired = (await shop.get("/credit-lines", status="expired"))["data"]
+    active = (await shop.get("/credit-lines", status="active"))["data"]
+    assert [(line["upstreamId"], line["status"]) for line in expired] == [("c", "expired")]
+    assert [(line["upstreamId"], line["status"]) for line in active] == [("b", "active"), ("a/1", "active")]
+
+
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+async def test_lines_that_are_suspended_or_closed(shop: Shop, status: str) -> None:
+    await three_lines(shop)
+
+    def run(connection: Connection) -> None:
+        changed = text("UPDATE credit_line SET status = :status WHERE upstream_id = 'b'")
+        connection.execute(changed, {"status": status})
+
+    await shop.service.database.write(run)
+    found = (await shop.get("/credit-lines", status=status))["data"]
+    assert [(line["upstreamId"], line["status"], line["available"]) for line in found] == [("b", status, 0)]
+
+
+async def test_filters_and_pages_go_together(shop: Shop) -> None:
+    for n in range(6):
+        await shop.issue(100, f"line-{n}", customerId=("anna", "boris")[n % 2])
+    first = await shop.get("/credit-lines", customerId="anna", limit=2)
+    rest = await shop.get("/credit-lines", customerId="anna", limit=2, startingAfter=ids(first)[-1])
+    assert [line["upstreamId"] for line in (*first["data"], *rest["data"])] == [
+        "line-4",
+        "line-2",
+        "line-0",
+    ]
+    assert (first["hasMore"], rest["hasMore"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"upstreamId": "券/1"}, [2, 1]),
+        ({"sessionId": "s-1"}, [3, 1]),
+        ({"upstreamId": "券/1", "sessionId": "s-1"}, [1]),
+        ({"upstreamId": "券"}, []),
+        ({}, [3, 2, 1]),
+    ],
+    ids=str,
+)
+async def test_decisions_are_filtered(shop: Shop, query: dict[str, str], expected: list[int]) -> None:
+    await shop.authorize(1, "s-1", "券/1")
+    await shop.authorize(2, "s-2", "券/1")
+    await shop.authorize(3, "s-1", "other")
+    assert [decision["amountAsked"] for decision in await shop.decisions(**query)] == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"state": "ignored"}, ["e-3"]),
+        ({"state": "unmatched"}, ["e-2"]),
+        ({"state": "conflict"}, []),
+        ({"type": "order.complete"}, ["e-3"]),
+        ({"orderId": "o-2"}, ["e-2"]),
+        ({"orderId": "o-2", "state": "applied"}, []),
+        ({}, ["e-3", "e-2", "e-1"]),
+    ],
+    ids=str,
+)
+async def test_events_are_filtered(shop: Shop, query: dict[str, str], expected: list[str]) -> None:
+    await shop.issue(100)
+    await shop.deliver(order_event(source("s-1"), event_id="e-1", order_id="o-1"))
+    await shop.deliver(order_event(source("s-2", upstream_id="x"), event_id="e-2", order_id="o-2"))
+    await shop.deliver(order_event(event_id="e-3", event_type="order.complete"))
+    assert [event["id"] for event in await shop.events(**query)] == expected
+
+
+# Bad queries
+
+BAD_QUERIES: list[tuple[str, dict[str, Any], str]] = [
+    ("/credit-lines", {"limit": 0}, "limit"),
+    ("/credit-lines", {"limit": 101}, "limit"),
+    ("/credit-lines", {"limit": -1}, "limit"),
+    ("/credit-lines", {"limit": "zebra"}, "limit"),
+    ("/credit-lines", {"limit": "9" * 5_000}, "limit"),
+    ("/credit-lines", {"limit": "1.5"}, "limit"),
+    ("/credit-lines", {"limit": ""}, "limit"),
+    ("/credit-lines", {"startingAfter": ""}, "startingAfter"),
+    ("/credit-lines", {"startingAfter": "zebra" * 100}, "startingAfter"),
+    ("/credit-lines", {"endingBefore": "zebra\0"}, "endingBefore"),
+    ("/credit-lines", {"upstreamId": ""}, "upstreamId"),
+    ("/credit-lines", {"upstreamId": "zebra\0"}, "upstreamId"),
+    ("/credit-lines", {"upstreamId": "x" * 1025}, "upstreamId"),
+    ("/credit-lines", {"customerId": "x" * 256}, "customerId"),
+    ("/credit-lines", {"status": "zebra"}, "status"),
+    ("/credit-lines", {"status": ""}, "status"),
+    ("/credit-lines", {"currency": "usd"}, "currency"),
+    ("/credit-lines", {"currency": "zebra"}, "currency"),
+    ("/credit-lines", {"flagged": "zebra"}, "flagged"),
+    ("/decisions", {"sessionId": ""}, "sessionId"),
+    ("/decisions", {"sessionId": "x" * 256}, "sessionId"),
+    ("/decisions", {"limit": 101}, "limit"),
+    ("/webhook-events", {"state": "zebra"}, "state"),
+    ("/webhook-events", {"type": "zebra\0"}, "type"),
+]
+
+
+@pytest.mark.parametrize(("path", "query", "parameter"), BAD_QUERIES)
+async def test_a_query_that_can_not_be_answered(
+    shop: Shop, path: str, query: dict[str, Any], parameter: str
+) -> None:
+    response = await shop.client.get(path, params=query, auth=MERCHANT)
+    problem = problem_of(response, 400, "bad_request")
+    assert (problem["code"], problem["parameter"]) == ("invalid_parameter", parameter)
+    assert "zebra" not in response.text
+
+
+@pytest.mark.parametrize("name", ["upstreamid", "upstream_id", "page", "starting_after"])
+async def test_a_filter_that_is_not_known(shop: Shop, name: str) -> None:
+    response = await shop.client.get("/credit-lines", params={name: "zebra"}, auth=MERCHANT)
+    problem = problem_of(response, 400, "bad_request")
+    assert (problem["code"], problem["parameter"]) == ("unknown_parameter", name)
+    assert "zebra" not in response.text
+
+
+@pytest.mark.parametrize("parameter", ["startingAfter", "endingBefore"])
+@pytest.mark.parametrize("cursor", ["zebra", "-1", "1.5", "٣", "9" * 30])
+async def test_a_cursor_that_names_no_entry(shop: Shop, parameter: str, cursor: str) -> None:
+    line = await shop.issue(100)
+    path = f"/credit-lines/{line['id']}/entries"
+    response = await shop.client.get(path, params={parameter: cursor}, auth=MERCHANT)
+    problem = problem_of(response, 400, "bad_request")
+    assert (problem["code"], problem["parameter"]) == ("invalid_parameter", parameter)
+    assert "zebra" not in response.text
