@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from store_credit import ids
 from store_credit.ledger import rules
-from store_credit.ledger.commands import Authorize, Cause, Command, Deduct, Issue, Policy, Release, Settle
+from store_credit.ledger.commands import (
+    Authorize,
+    Cause,
+    Command,
+    Deduct,
+    Issue,
+    Part,
+    Policy,
+    Release,
+    Return,
+    Settle,
+)
 from store_credit.ledger.state import Book, Entry, Line, Outcome
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -81,6 +93,7 @@ def deduct(
     session_id: str | None = "session-1",
     upstream_id: str | None = "line-1",
     currency: str | None = None,
+    line_id: str | None = None,
 ) -> Deduct:
     return Deduct(
         source_id=source_id,
@@ -91,7 +104,43 @@ def deduct(
         currency=currency,
         deduction_id=ids.mint("ded"),
         cause=CAUSE,
+        line_id=line_id,
     )
+
+
+Amounts = Mapping[str, str] | Sequence[str]
+"""Amounts by id, or without ids."""
+
+
+def give_back(
+    source_id: str = "source-1",
+    *,
+    refunds: Amounts = (),
+    cancels: Amounts = (),
+    captured: str | None = None,
+    everything: bool = False,
+    currency: str | None = "USD",
+    event_id: str = "event-1",
+) -> Return:
+    """What a payload tells of a source's refunds and cancels."""
+    return Return(
+        source_id=source_id,
+        order_id=f"order of {source_id}",
+        currency=currency,
+        what=f"told by {event_id}",
+        cause=Cause(actor="test", event_id=event_id),
+        cancels=_parts(cancels),
+        refunds=_parts(refunds),
+        captured=None if captured is None else Decimal(captured),
+        everything=everything,
+        reference=f"receipt of {event_id}",
+    )
+
+
+def _parts(amounts: Amounts) -> tuple[Part, ...]:
+    if isinstance(amounts, Mapping):
+        return tuple(Part(part_id, Decimal(amount)) for part_id, amount in amounts.items())
+    return tuple(Part(None, Decimal(amount)) for amount in amounts)
 
 
 def settle(line_id: str) -> Settle:

@@ -82,7 +82,8 @@ class Deduct:
     """The identifier of the deduction, should one be booked."""
     cause: Cause
     line_id: str | None = None
-    """The line that an operator named, whatever the upstream id says."""
+    """The line that an operator named, whatever the upstream id says. A source that was deducted from
+    another line moves to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +119,6 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
-class Reassign:
-    """Move a deduction, with what came back of it, to the line that it should have been taken from."""
-
-    source_id: str
-    line_id: str
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
 class Settle:
     """Release what is past its time on a line that nobody else touches."""
 
@@ -134,7 +126,7 @@ class Settle:
     cause: Cause = Cause(actor="system")
 
 
-Command = Issue | Authorize | Release | Deduct | Return | Reassign | Settle
+Command = Issue | Authorize | Release | Deduct | Return | Settle
 
 
 @dataclass(frozen=True, slots=True)

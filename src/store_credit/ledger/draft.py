@@ -123,15 +123,15 @@ class Draft:
             return "; ".join(part for part in (reason, f"usable until {until:%Y-%m-%d %H:%M} UTC") if part)
         return reason
 
-    def move_out(self, deduction: Deduction, to: str) -> None:
+    def move_out(self, deduction: Deduction, to: str, grace: timedelta) -> None:
         """Undo a deduction that was booked on this line, and what came back of it."""
-        self._move(deduction, 1, f"moved to {to}")
+        self._move(deduction, 1, self.welcome_back(grace, f"moved to {to}"))
 
     def move_in(self, deduction: Deduction, origin: str) -> None:
         """Book a deduction that was booked on another line, and what came back of it."""
         self._move(deduction, -1, f"moved from {origin}")
 
-    def _move(self, deduction: Deduction, sign: int, where: str) -> None:
+    def _move(self, deduction: Deduction, sign: int, where: str | None) -> None:
         reason = "; ".join(part for part in (self._cause.reason, where) if part)
         amount, returned = sign * deduction.amount, -sign * deduction.returned
         self.post(EntryKind.DEDUCTED, amount=amount, deduction_id=deduction.id, reason=reason)
@@ -162,12 +162,9 @@ class Draft:
         deduction: Deduction | None = None,
         detail: str | None = None,
         returned: int = 0,
-        unparked: tuple[str, ...] = (),
     ) -> Change:
         return Change(
-            outcome=Outcome(
-                reason, self.now, accepted, self.line, hold, deduction, detail, returned, unparked
-            ),
+            outcome=Outcome(reason, self.now, accepted, self.line, hold, deduction, detail, returned),
             lines=(self.line,) if self.line is not self._before else (),
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),

@@ -11,7 +11,6 @@ from store_credit.ledger.commands import (
     Command,
     Deduct,
     Issue,
-    Reassign,
     Release,
     Return,
     Settle,
@@ -47,9 +46,6 @@ class Needs:
                 self.upstream_ids.add(command.upstream_id)
             case Return():
                 self.source_ids.add(command.source_id)
-            case Reassign():
-                self.source_ids.add(command.source_id)
-                self.line_ids.add(command.line_id)
             case Settle():
                 self.line_ids.add(command.line_id)
 

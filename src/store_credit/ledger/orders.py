@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from store_credit import money
-from store_credit.ledger.commands import Deduct, Part, Policy, Reassign, Return
+from store_credit.ledger.commands import Deduct, Part, Policy, Return
 from store_credit.ledger.draft import Draft
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.ledger.sources import Source
@@ -32,37 +32,35 @@ PARTS_MAX = 1_000
 """Cancels and refunds of one source."""
 
 REFERENCES_MAX = 100
+WHAT_LENGTH_MAX = 2_000
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change:
-    """Book what an order spent, and what came back of it before it was known."""
+    """Book what an order spent, and what came back of it before it was known.
+
+    Raises OutOfRange when an operator named a line that does not fit.
+    """
     known = book.deductions.get(command.source_id)
     if known is not None:
-        return _deduct_again(book, command, now, known)
+        moves = command.line_id not in (None, known.line_id)
+        return (_move if moves else _deduct_again)(book, command, now, known, policy)
     line = _spent_line(book, command)
-    if line is None:
-        nameless = command.upstream_id is None and command.line_id is None
-        reason = Reason.NO_UPSTREAM_ID if nameless else Reason.UNKNOWN_LINE
-        return Change(Outcome(reason, now, accepted=False))
-    amount = _deductible(command, line)
-    if isinstance(amount, Outcome):
-        return Change(replace(amount, at=now))
+    amount = _deductible(command, line) if line is not None else _lineless(command, now)
+    told = book.sources.get(command.source_id) or Source(command.source_id)
+    if line is None or isinstance(amount, Outcome):
+        assert isinstance(amount, Outcome)
+        unmatched = replace(told, order_id=told.order_id or command.order_id, unmatched=True)
+        return Change(replace(amount, at=now), sources=(unmatched,) if unmatched != told else ())
     draft = Draft(book, line, now, command.cause)
     draft.settle()
     deduction, hold = _deduct_new(draft, command, amount)
-    known_of = book.sources.get(command.source_id)
-    waiting = known_of if known_of is not None and known_of.parked_at is not None else None
-    returned = _unpark(draft, deduction, waiting, policy) if waiting is not None else 0
+    returned = _unpark(draft, deduction, told, policy)
     draft.write_off()
-    return draft.change(
-        Reason.DEDUCTED,
-        hold=hold,
-        deduction=replace(deduction, returned=returned),
-        returned=returned,
-        unparked=waiting.references if waiting is not None else (),
-    )
+    change = draft.change(Reason.DEDUCTED, hold=hold, deduction=replace(deduction, returned=returned))
+    outcome = replace(change.outcome, returned=returned, unparked=told.references, awaited=told.unmatched)
+    return replace(change, outcome=outcome)
 
 
 def give_back(book: Book, command: Return, now: datetime, policy: Policy) -> Change:
@@ -88,40 +86,45 @@ def give_back(book: Book, command: Return, now: datetime, policy: Policy) -> Cha
     return draft.change(Reason.RETURNED, deduction=deduction, returned=increase)
 
 
-def reassign(book: Book, command: Reassign, now: datetime, policy: Policy) -> Change:
-    """Undo a deduction on its line and book it, with what came back of it, on another.
-
-    Raises OutOfRange when there is no such deduction or line, or their currencies differ.
-    """
-    deduction = book.deductions.get(command.source_id)
-    target = book.lines.get(command.line_id)
-    if deduction is None:
-        raise OutOfRange("This source was not deducted.", "sourceId")
-    if target is None:
-        raise OutOfRange("There is no such credit line.", "creditLineId")
-    origin = book.lines[deduction.line_id]
-    if target.id == origin.id or target.currency != origin.currency:
-        raise OutOfRange("The source can only move to another line of its currency.", "creditLineId")
+def _move(book: Book, command: Deduct, now: datetime, known: Deduction, policy: Policy) -> Change:
+    """Undo a deduction on its line and book it, with what came back of it, on the operator's line."""
+    target = _spent_line(book, command)
+    assert target is not None
+    origin = book.lines[known.line_id]
+    if target.currency != origin.currency:
+        detail = f"The source was deducted in {origin.currency}, the line is in {target.currency}."
+        raise OutOfRange(detail, "creditLineId")
     left = Draft(book, origin, now, command.cause)
     left.settle()
-    left.move_out(deduction, target.id)
-    left.welcome_back(policy.return_grace)
+    left.move_out(known, target.id, policy.return_grace)
     left.write_off()
     arrived = Draft(book, target, now, command.cause)
     arrived.settle()
-    arrived.reverse_write_off(deduction.amount - deduction.returned - arrived.line.unheld)
-    arrived.move_in(deduction, origin.id)
+    hold = arrived.open_hold(command.session_id, command.upstream_id or target.upstream_id)
+    if hold:
+        hold = arrived.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
+    arrived.reverse_write_off(known.amount - known.returned - arrived.line.unheld)
+    arrived.move_in(known, origin.id)
     arrived.flag_if_overdrawn()
     arrived.write_off()
-    moved = replace(deduction, line_id=target.id)
+    moved = replace(known, line_id=target.id)
     arrived.put_deduction(moved)
-    return arrived.change(Reason.REASSIGNED, deduction=moved).beside(left.change(Reason.REASSIGNED))
+    change = arrived.change(Reason.REASSIGNED, hold=hold, deduction=moved)
+    return change.beside(left.change(Reason.REASSIGNED))
+
+
+def _lineless(command: Deduct, now: datetime) -> Outcome:
+    nameless = command.upstream_id is None
+    reason = Reason.NO_UPSTREAM_ID if nameless else Reason.UNKNOWN_LINE
+    return Outcome(reason, now, accepted=False)
 
 
 def _deductible(command: Deduct, line: Line) -> int | Outcome:
     """The amount in minor units of the line's currency, or why none can be booked on it."""
     if command.currency is not None and command.currency != line.currency:
         detail = f"the source is in {command.currency}, the line in {line.currency}"
+        if command.line_id is not None:
+            raise OutOfRange(f"No: {detail}.", "creditLineId")
         return Outcome(Reason.OTHER_CURRENCY, line.last_entry_at, accepted=False, detail=detail)
     try:
         return money.positive_minor(command.amount, line.currency)
@@ -131,9 +134,11 @@ def _deductible(command: Deduct, line: Line) -> int | Outcome:
 
 
 def _spent_line(book: Book, command: Deduct) -> Line | None:
-    if command.line_id is not None:
-        return book.lines.get(command.line_id)
-    return book.line_of(command.upstream_id)
+    if command.line_id is None:
+        return book.line_of(command.upstream_id)
+    if command.line_id not in book.lines:
+        raise OutOfRange("There is no such credit line.", "creditLineId")
+    return book.lines[command.line_id]
 
 
 def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, Hold | None]:
@@ -166,7 +171,7 @@ def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, 
     return deduction, hold
 
 
-def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction) -> Change:
+def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction, _policy: Policy) -> Change:
     """A source that is in the books: it ends the session's hold, should an event name it only now."""
     draft = Draft(book, book.lines[known.line_id], now, command.cause)
     draft.settle()
@@ -243,7 +248,8 @@ def _merged(before: Source, told: tuple[_Parts, _Parts, int | None], command: Re
         return before
     return replace(
         after,
-        currency=before.currency or command.currency,
+        # All that is left comes back in the deduction's own currency, whatever the order's is.
+        currency=before.currency or (command.currency if cancels or refunds or known else None),
         order_id=before.order_id or command.order_id,
         event_id=command.cause.event_id,
         what=command.what,
@@ -255,20 +261,26 @@ def _park(before: Source, after: Source, command: Return, now: datetime) -> Chan
     references = after.references
     if command.reference is not None and command.reference not in references:
         references = (*references, command.reference)[-REFERENCES_MAX:]
-    parked = replace(after, references=references, parked_at=before.parked_at or now)
+    # One entry will tell of all that waited, each cancel and refund by its id.
+    told = dict.fromkeys([*(before.what or "").split("; "), *command.what.split("; ")])
+    what = "; ".join(filter(None, told))[:WHAT_LENGTH_MAX]
+    parked = replace(after, references=references, parked_at=before.parked_at or now, what=what)
     return Change(Outcome(Reason.PARKED, now, accepted=True), sources=(parked,))
 
 
-def _unpark(draft: Draft, deduction: Deduction, waiting: Source, policy: Policy) -> int:
+def _unpark(draft: Draft, deduction: Deduction, told: Source, policy: Policy) -> int:
     """Book what came back before its deduction was known. Returns how much."""
-    draft.sources.append(replace(waiting, parked_at=None, references=()))
-    if waiting.currency not in (None, draft.line.currency):
+    known = replace(told, parked_at=None, references=(), unmatched=False)
+    if told.currency not in (None, draft.line.currency):
+        # Amounts of another currency are worth nothing here, and must not spoil those that follow.
         draft.flag(Flag.SOURCE_CONFLICT)
-        return 0
-    owed = waiting.owed(deduction.amount)
+        known = Source(told.id, order_id=told.order_id, everything=told.everything)
+    if known != told:
+        draft.sources.append(known)
+    owed = known.owed(deduction.amount)
     if owed > 0:
-        draft.caused_by(waiting.event_id)
-        _book_return(draft, deduction, owed, waiting.what, policy)
+        draft.caused_by(told.event_id)
+        _book_return(draft, deduction, owed, told.what, policy)
     return owed
 
 

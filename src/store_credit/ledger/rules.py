@@ -19,7 +19,6 @@ from store_credit.ledger.commands import (
     Deduct,
     Issue,
     Policy,
-    Reassign,
     Release,
     Return,
     Settle,
@@ -50,8 +49,6 @@ def decide(book: Book, command: Command, now: datetime, policy: Policy) -> Chang
             return orders.deduct(book, command, now, policy)
         case Return():
             return orders.give_back(book, command, now, policy)
-        case Reassign():
-            return orders.reassign(book, command, now, policy)
         case Issue():
             return issue(book, command, now)
         case Settle():

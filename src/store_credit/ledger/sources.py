@@ -51,6 +51,8 @@ class Source:
     """Since when returns wait for the deduction; None when none do."""
     references: tuple[str, ...] = ()
     """Of the returns that wait."""
+    unmatched: bool = False
+    """An order named it as spent, and its line was not known."""
     event_id: str | None = None
     """The last event that told something new."""
     what: str | None = None

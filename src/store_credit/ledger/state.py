@@ -198,6 +198,8 @@ class Outcome:
     """What this command gave back, in minor units."""
     unparked: tuple[str, ...] = ()
     """References of the returns that waited for this deduction."""
+    awaited: bool = False
+    """An order named this source before, when its line was not known."""
 
 
 @dataclass(frozen=True, slots=True)

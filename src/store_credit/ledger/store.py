@@ -103,8 +103,12 @@ def load(
 
 
 def _lock_sources(connection: Connection, source_ids: list[str]) -> list[Any]:
-    bulk.insert(connection, source, [{"id": source_id} for source_id in source_ids], "skip")
-    return LOCK_SOURCES.rows(connection, ids=source_ids)
+    while True:
+        bulk.insert(connection, source, [{"id": source_id} for source_id in source_ids], "skip")
+        rows = LOCK_SOURCES.rows(connection, ids=source_ids)
+        # A row that was there may have been pruned before it was locked: then it is made anew.
+        if len(rows) == len(source_ids):
+            return rows
 
 
 def _load_lines(

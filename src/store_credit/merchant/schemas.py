@@ -217,15 +217,17 @@ class WebhookEventDetail(WebhookEvent):
 class ApplyRequest(StrictRequest):
     """Apply an event again; with a credit line, take its unmatched sources from that one."""
 
-    credit_line_id: Identifier | None = None
-    source_id: Identifier | None = Field(None, description="One source of several.")
-    reason: Text | None = None
+    credit_line_id: Identifier | None = Field(None, examples=["cl_01kajw2v9ye8g5q1bmbdsm0c9t"])
+    source_id: Identifier | None = Field(
+        None, description="One source of several.", examples=["source-2002"]
+    )
+    reason: Text | None = Field(None, examples=["The shopper's gift card"])
 
 
 class DismissRequest(StrictRequest):
     """Set an event aside."""
 
-    reason: Annotated[Text, Field(min_length=1)]
+    reason: Annotated[Text, Field(min_length=1)] = Field(examples=["Paid with another shop's credit"])
 
 
 class Listed(BaseModel, Generic[T]):

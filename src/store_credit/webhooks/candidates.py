@@ -1,8 +1,8 @@
 """Which credit lines an unmatched event may mean.
 
 Connectors of Digital River that send no upstreamId make this an everyday question. What an operator
-would look for comes first: the line that the session holds credit of, then lines whose customer or
-metadata name the shopper, in the right currency and worth at least the amount.
+would look for comes first: the line that the session holds credit of, then lines of the
+customer that the event names, in the right currency; those worth at least the amount before others.
 """
 
 from __future__ import annotations

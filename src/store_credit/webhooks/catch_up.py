@@ -81,7 +81,10 @@ async def _take_in(ledger: Ledger, document: Any, live_mode: bool | None, tally:
     try:
         # As strict as a delivered body: what could not be received is not applied either.
         body = json.dumps(document)
-        event = read(loads(body.encode())[0])
+        parsed, finite = loads(body.encode())
+        if not finite:
+            raise MalformedEvent("data", "A number is not finite.")
+        event = read(parsed)
     except (MalformedEvent, BadRequest):
         tally.unreadable += 1
         return
@@ -115,8 +118,8 @@ async def _events(
         page = await _page(api, parameters, sleep)
         for document in page["data"]:
             yield document
-        last = page["data"][-1].get("id") if page["data"] else None
-        if not page.get("hasMore") or last is None or last == cursor:
+        last = page["data"][-1].get("id") if page["data"] and isinstance(page["data"][-1], dict) else None
+        if not page.get("hasMore") or not isinstance(last, str) or last == cursor:
             return
         cursor = last
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from store_credit import ids, money
-from store_credit.ledger.commands import Cause, Command, Deduct, Reassign, Return
+from store_credit.ledger.commands import Cause, Command, Deduct, Return
 from store_credit.ledger.state import Outcome, Reason
 from store_credit.webhooks.events import CameBack, Event, Spent
 
@@ -68,9 +68,7 @@ def steps(event: Event, receipt_id: str, cause: Cause) -> list[Step]:
 def assigned(planned: Sequence[Step], before: Sequence[Effect], to: Assignment) -> list[Step]:
     """The same steps with the chosen deductions on the operator's line; the others stay as they were."""
     chosen = [step for step in planned if _is_chosen(step, before, to)]
-    return [
-        _on_line(step, before, to) if step in chosen else replace(step, command=None) for step in planned
-    ]
+    return [_on_line(step, to) if step in chosen else replace(step, command=None) for step in planned]
 
 
 def told(
@@ -120,12 +118,9 @@ def _is_chosen(step: Step, before: Sequence[Effect], to: Assignment) -> bool:
     return known is None or _state(known) == EventState.UNMATCHED or len(deductions) == 1
 
 
-def _on_line(step: Step, before: Sequence[Effect], to: Assignment) -> Step:
+def _on_line(step: Step, to: Assignment) -> Step:
     assert isinstance(step.command, Deduct)
-    known = {_key(effect): effect for effect in before}.get(_key(step.effect))
-    if known is None or known["deductionId"] is None or known["creditLineId"] == to.line_id:
-        return replace(step, command=replace(step.command, line_id=to.line_id))
-    return replace(step, command=Reassign(step.command.source_id, to.line_id, step.command.cause))
+    return replace(step, command=replace(step.command, line_id=to.line_id))
 
 
 def _spent_effect(spent: Spent) -> Effect:
@@ -194,5 +189,6 @@ def _return(event: Event, back: CameBack, receipt_id: str, cause: Cause) -> Retu
         refunds=back.refunds,
         captured=back.captured,
         everything=back.everything,
-        reference=receipt_id,
+        # An event that also deducts is more than a return that waits: its state is not settled by that.
+        reference=receipt_id if not event.spent else None,
     )

@@ -92,6 +92,18 @@ class CameBack:
     everything: bool = False
     problem: str | None = None
 
+    def with_charge(self, other: CameBack) -> CameBack:
+        """This together with another charge of the same source: one payload, and so one total."""
+        captures = [back.captured for back in (self, other) if back.captured is not None]
+        return replace(
+            self,
+            what=f"{self.what}; {other.what}"[: reading.TEXT_LENGTH_MAX],
+            cancels=(*self.cancels, *other.cancels),
+            refunds=(*self.refunds, *other.refunds),
+            captured=sum(captures, Decimal()) if captures else None,
+            problem=self.problem or other.problem,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -193,8 +205,12 @@ def _came_back(event_type: str, about: Object) -> tuple[CameBack, ...]:
         return _everything(about, f"order {state}")
     if event_type not in RETURNING:
         return ()
-    told = [_of_charge(event_type, charge, about) for charge in _charges(about)]
-    return tuple(back for back in told if back is not None)
+    told: dict[str | None, CameBack] = {}
+    for charge in _charges(about):
+        if (back := _of_charge(event_type, charge, about)) is not None:
+            earlier = told.get(back.source_id)
+            told[back.source_id] = earlier.with_charge(back) if earlier else back
+    return tuple(told.values())
 
 
 def _everything(order: Object, what: str) -> tuple[CameBack, ...]:

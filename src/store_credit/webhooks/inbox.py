@@ -61,7 +61,7 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
         return [_received(row, at), *_unparked(outcomes)]
 
     try:
-        return await _execute_once(ledger, event, commands, record)
+        receipt = await _execute_once(ledger, event, commands, record)
     except KeyReused:
         await _keep(ledger, _row(receipt_id, event, body, EventState.CONFLICT, asked))
         raise EventConflict from None
@@ -71,6 +71,9 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
         _log.exception("event %s could not be applied", event.id)
         row = _row(receipt_id, event, body, EventState.FAILED, asked) | {"note": _described(error)}
         return await _execute_once(ledger, event, [], lambda _outcomes, at: [_received(row, at)])
+    if any(outcome.awaited for outcome in receipt.outcomes):
+        await _resolve_siblings(ledger, event.order_id, receipt_id)
+    return receipt
 
 
 async def apply_again(
@@ -102,11 +105,22 @@ async def apply_again(
 async def assign(ledger: Ledger, row: RowMapping, cause: Cause, to: Assignment) -> Receipt:
     """Apply a stored event on the operator's line, and then what else of its order waited for that."""
     receipt = await apply_again(ledger, row, cause, to)
-    if row["order_id"] is not None:
-        for other in await ledger.database.read(queries.unmatched_of, row["order_id"]):
-            if other["id"] != row["id"] and other["body"] is not None:
-                await apply_again(ledger, other, Cause(ACTOR, event_id=other["event_id"]))
+    await _resolve_siblings(ledger, row["order_id"], row["id"])
     return receipt
+
+
+async def _resolve_siblings(ledger: Ledger, order_id: str | None, receipt_id: str) -> None:
+    """Apply the order's other unmatched events, as their sources may be in the books by now."""
+    if order_id is None:
+        return
+    for other in await ledger.database.read(queries.unmatched_of, order_id):
+        if other["id"] == receipt_id or other["body"] is None:
+            continue
+        try:
+            await apply_again(ledger, other, Cause(ACTOR, event_id=other["event_id"]))
+        except Exception:
+            # What was asked for is done; this one keeps waiting, and an operator sees it.
+            _log.exception("event %s could not be applied", other["event_id"])
 
 
 async def try_again(ledger: Ledger, row: RowMapping) -> None:

@@ -69,8 +69,9 @@ def unmatched_of(connection: Connection, order_id: str) -> Sequence[RowMapping]:
 
 def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
     """Failed events that are to be tried again."""
-    statement = select(webhook_event).where(_columns.retry_at <= now).order_by(_columns.retry_at)
-    return connection.execute(statement.limit(limit)).mappings().all()
+    due = (_columns.retry_at <= now, _columns.state == EventState.FAILED.value)
+    statement = select(webhook_event).where(*due).order_by(_columns.retry_at).limit(limit)
+    return connection.execute(statement).mappings().all()
 
 
 def count_waiting(connection: Connection) -> int:

@@ -24,6 +24,7 @@ PER_ROUND = 200
 _FINISHED = (EventState.APPLIED.value, EventState.IGNORED.value, EventState.DISMISSED.value)
 _KEPT_OF_SOURCE = ("id", "type", "amount", "currency", "upstreamId")
 _KEPT_OF_CHARGE = ("sourceId", "currency", "state", "cancels", "refunds", "captures")
+_KEPT_OF_PART = ("id", "amount", "state")
 
 _columns = webhook_event.c
 
@@ -39,17 +40,25 @@ async def tend(ledger: Ledger, settings: Settings) -> None:
 
 
 def prune_parked(connection: Connection, before: datetime) -> int:
-    """Forget some of the returns whose deduction never came; returns how many.
+    """Forget some of the sources whose deduction never came, and end the events that wait for them.
 
-    Never while an event of the same order is unmatched: its deduction may come yet.
+    Never while an event of the same order is unmatched: its deduction may come yet. Returns how many.
     """
     unmatched = exists().where(
         _columns.order_id == source.c.order_id, _columns.state == EventState.UNMATCHED.value
     )
-    old = select(source.c.id).where(source.c.parked_at < before, ~unmatched).limit(PER_ROUND)
+    old = select(source.c.id, source.c.told).where(source.c.parked_at < before, ~unmatched)
     if connection.dialect.name == "postgresql":
         old = old.with_for_update(skip_locked=True, of=source)
-    return connection.execute(delete(source).where(source.c.id.in_(old.scalar_subquery()))).rowcount
+    found = connection.execute(old.order_by(source.c.parked_at).limit(PER_ROUND)).all()
+    references = [reference for row in found for reference in json.loads(row.told)["references"]]
+    for start in range(0, len(references), PER_ROUND):
+        some = _columns.id.in_(references[start : start + PER_ROUND])
+        ended = {"state": EventState.IGNORED.value, "note": "no deduction came"}
+        parked = _columns.state == EventState.PARKED.value
+        connection.execute(update(webhook_event).where(some, parked).values(ended))
+    connection.execute(delete(source).where(source.c.id.in_([row.id for row in found])))
+    return len(found)
 
 
 def prune_bodies(connection: Connection, before: datetime) -> int:
@@ -128,4 +137,9 @@ def without_person(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only(holder: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: holder[name] for name in names if name in holder}
+    """These fields of an object; of the cancels, refunds and captures in it only what is counted."""
+    kept = {name: holder[name] for name in names if name in holder}
+    for name in _KEPT_OF_CHARGE[-3:]:
+        if isinstance(kept.get(name), list):
+            kept[name] = [_only(part, _KEPT_OF_PART) for part in kept[name] if isinstance(part, dict)]
+    return kept
