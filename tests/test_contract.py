@@ -185,6 +185,8 @@ OPERATIONS = [
     "GET /decisions",
     "GET /webhook-events",
     "GET /webhook-events/{id}",
+    "POST /webhook-events/{id}/apply",
+    "POST /webhook-events/{id}/dismiss",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",

@@ -47,9 +47,13 @@ def test_the_other_spelling_of_the_type() -> None:
     assert len(read(order_event(source(), event_type="checkout_session.order.create")).spent) == 1
 
 
-@pytest.mark.parametrize(
-    "event_type", ["order.accepted", "order.complete", "sales.tax", "CHECKOUT_SESSION"]
-)
+def test_an_accepted_order_spends_without_a_session() -> None:
+    event = read(order_event(source(), event_type="order.accepted", session_id=None))
+    assert [spent.source_id for spent in event.spent] == ["source-1"]
+    assert event.session_id is None
+
+
+@pytest.mark.parametrize("event_type", ["order.complete", "sales.tax", "CHECKOUT_SESSION"])
 def test_another_type_spends_nothing(event_type: str) -> None:
     event = read(order_event(source(), event_type=event_type))
     assert (event.type, event.spent) == (event_type, ())

@@ -101,9 +101,13 @@ async def test_the_event_is_kept_with_its_effects(shop: Shop) -> None:
         "liveMode": False,
         "createdTime": "2026-11-20T11:59:59.952982Z",
         "receivedTime": "2026-11-20T12:00:00Z",
+        "note": None,
+        "email": None,
+        "candidates": [],
         "conflicts": [],
         "effects": [
             {
+                "kind": "deduct",
                 "sourceId": "source-1",
                 "upstreamId": "line-1",
                 "amount": 11.4,
