@@ -312,10 +312,11 @@ def sums(desk: Desk, name: str) -> int:
     return sum(entry.amount for entry in desk.entries if entry.line_id == line_id)
 
 
-def test_the_operator_s_line_ends_the_session_s_hold() -> None:
+@pytest.mark.parametrize("named", [None, "no line's"])
+def test_the_operator_s_line_ends_the_session_s_hold(named: str | None) -> None:
     desk = two_lines()
     desk.do(authorize("20", upstream_id="right"))
-    outcome = desk.do(deduct("20", upstream_id=None, line_id=desk.line("right").id))
+    outcome = desk.do(deduct("20", upstream_id=named, line_id=desk.line("right").id))
     assert outcome.reason == Reason.DEDUCTED
     assert (desk.line("right").balance, desk.line("right").held) == (30_00, 0)
 

@@ -90,6 +90,14 @@ async def test_an_operator_names_the_line(shop: Shop) -> None:
     assert await balance(shop) == 80
 
 
+async def test_an_order_that_names_no_line_s_id_ends_the_hold_on_the_operator_s(shop: Shop) -> None:
+    line = await shop.issue(100)
+    await shop.authorize(20)
+    assert await shop.deliver(order_event(source(amount=15, upstream_id="no line's"))) == "unmatched"
+    assert await apply(shop, line) == "applied"
+    assert await shop.figures() == (85, 0, 85)
+
+
 async def test_one_source_of_several(shop: Shop) -> None:
     first, second = await shop.issue(100), await shop.issue(100, "line-2")
     sources = [source("s1", 10, None), source("s2", 20, None)]

@@ -125,35 +125,8 @@ def catch_up_events(
 ) -> None:
     """List Digital River's events since a time, and apply what is missing. Safe beside live webhooks."""
     start = _instant(since)
-
-    async def work(session: Session) -> None:
-        key = session.settings.dr_api_key
-        if key is None:
-            fail("STORE_CREDIT_DR_API_KEY is not set.")
-        tally = catch_up.Tally()
-        try:
-            with _progress() as progress:
-                task = progress.add_task("events", total=None)
-
-                def show(reached: catch_up.Tally) -> None:
-                    nonlocal tally
-                    tally = reached
-                    progress.update(task, completed=reached.seen)
-
-                async with catch_up.client(session.settings.dr_api_url, key.get_secret_value()) as api:
-                    tally = await catch_up.catch_up(
-                        session.ledger,
-                        api,
-                        start,
-                        starting_after=starting_after,
-                        live_mode=session.settings.live_mode,
-                        on_event=show,
-                    )
-        finally:
-            _tell_tally(tally)
-
     try:
-        run(work)
+        run(lambda session: _catch_up(session, start, starting_after))
     except catch_up.CatchUpFailed as error:
         fail(str(error))
 
@@ -172,6 +145,28 @@ def erase_person(
             return await upkeep.erase(session.ledger, email, lambda seen: progress.advance(task, seen))
 
     typer.echo(f"{run(work)} stored bodies hold the person's data no more.")
+
+
+async def _catch_up(session: Session, since: datetime, starting_after: str | None) -> None:
+    """Catch up under a progress bar; however it ends, tell how far it got."""
+    chosen = session.settings
+    if chosen.dr_api_key is None:
+        fail("STORE_CREDIT_DR_API_KEY is not set.")
+    tally = catch_up.Tally(last_id=starting_after)
+    try:
+        with _progress() as progress:
+            task = progress.add_task("events", total=None)
+
+            def show(reached: catch_up.Tally) -> None:
+                nonlocal tally
+                tally = reached
+                progress.update(task, completed=reached.seen)
+
+            more: Any = {"starting_after": starting_after, "live_mode": chosen.live_mode, "on_event": show}
+            async with catch_up.client(chosen.dr_api_url, chosen.dr_api_key.get_secret_value()) as api:
+                await catch_up.catch_up(session.ledger, api, since, **more)
+    finally:
+        _tell_tally(tally)
 
 
 async def _row(session: Session, event_id: str) -> RowMapping:

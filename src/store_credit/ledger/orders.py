@@ -100,14 +100,13 @@ def _move(book: Book, command: Deduct, now: datetime, known: Deduction, policy: 
     left.write_off()
     arrived = Draft(book, target, now, command.cause)
     arrived.settle()
-    hold = arrived.open_hold(command.session_id, command.upstream_id or target.upstream_id)
-    if hold:
+    if hold := _session_hold(arrived, command):
         hold = arrived.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
     arrived.reverse_write_off(known.amount - known.returned - arrived.line.unheld)
     arrived.move_in(known, origin.id)
     arrived.flag_if_overdrawn()
     arrived.write_off()
-    moved = replace(known, line_id=target.id)
+    moved = replace(known, line_id=target.id, session_id=known.session_id or command.session_id)
     arrived.put_deduction(moved)
     change = arrived.change(Reason.REASSIGNED, hold=hold, deduction=moved)
     return change.beside(left.change(Reason.REASSIGNED))
@@ -141,16 +140,22 @@ def _spent_line(book: Book, command: Deduct) -> Line | None:
     return book.lines[command.line_id]
 
 
+def _session_hold(draft: Draft, command: Deduct) -> Hold | None:
+    """The session's hold; on an operator's line also under that line's own upstream id."""
+    own = draft.line.upstream_id
+    hold = draft.open_hold(command.session_id, command.upstream_id or own)
+    return hold or (draft.open_hold(command.session_id, own) if command.line_id else None)
+
+
 def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, Hold | None]:
-    upstream_id = command.upstream_id or draft.line.upstream_id
-    hold = draft.open_hold(command.session_id, upstream_id)
+    hold = _session_hold(draft, command)
     promised = hold.amount if hold else 0
     draft.reverse_write_off(amount - (draft.line.unheld + promised))
     deduction = Deduction(
         id=command.deduction_id,
         line_id=draft.line.id,
         source_id=command.source_id,
-        upstream_id=upstream_id,
+        upstream_id=command.upstream_id or draft.line.upstream_id,
         order_id=command.order_id,
         session_id=command.session_id,
         amount=amount,
