@@ -38,8 +38,9 @@ async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
     assert await database.read(names) == []
 
 
-async def test_a_read_leaves_nothing(database: Database) -> None:
-    await database.read(leave, "a")
+async def test_a_read_can_not_write(database: Database) -> None:
+    with pytest.raises(DBAPIError):
+        await database.read(leave, "a")
 
     assert await database.read(names) == []
 

@@ -61,6 +61,10 @@ def create_lines() -> None:
     op.create_index(
         "ix_credit_line_due_at", "credit_line", ["due_at"], postgresql_where=due, sqlite_where=due
     )
+    flagged = sa.text("flags <> ''")
+    op.create_index(
+        "ix_credit_line_flagged", "credit_line", ["id"], postgresql_where=flagged, sqlite_where=flagged
+    )
     if op.get_bind().dialect.name == "postgresql":
         # Room for new versions of a row beside the old one: the figures change with every hold.
         op.execute("ALTER TABLE credit_line SET (fillfactor = 80)")

@@ -28,7 +28,7 @@ from store_credit.openapi import install_openapi
 from store_credit.responses import install_error_handlers
 from store_credit.security import Authenticator
 from store_credit.service import Service
-from store_credit.settings import InvalidSettings, Settings
+from store_credit.settings import CALLOUT_PATH, InvalidSettings, Settings
 from store_credit.telemetry import Metrics, Telemetry, configure_logging, log
 from store_credit.webhooks import routes as webhook_routes
 from store_credit.webhooks import upkeep
@@ -39,7 +39,10 @@ CREDENTIALS_SECONDS = 1.0
 GC_THRESHOLDS = (50_000, 20, 20)
 """Allocations between collections of young objects, and how many of those between older ones."""
 
-_TAKEN_PATHS = ("/credit-lines", "/decisions", "/webhook-events", "/webhooks", "/metrics")
+_TAKEN_PATHS = (
+    *("/credit-lines", "/customers", "/decisions", "/exports", "/holds", "/reports", "/sessions"),
+    *("/webhook-events", "/webhooks", "/healthz", "/readyz", "/metrics", "/openapi.json"),
+)
 
 
 def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> FastAPI:
@@ -164,9 +167,9 @@ async def _keep_credentials(
         try:
             await _load_credentials(service, of_settings)
         except Exception as error:
-            if not is_passing(error):
-                raise
-            log.warning("credentials_not_read", error=type(error).__name__)
+            # It outlives whatever goes wrong: a credential that is disabled later must still go.
+            tell = log.warning if is_passing(error) else log.error
+            tell("credentials_not_read", error=type(error).__name__)
 
 
 async def _keep_inbox(service: Service, stopped: asyncio.Event) -> None:
@@ -185,9 +188,19 @@ async def _keep_inbox(service: Service, stopped: asyncio.Event) -> None:
 
 
 def _check_callout_paths(chosen: Settings) -> None:
+    """Each path takes whatever lies below it for an id: none may lie below another."""
+    paths = [CALLOUT_PATH, *chosen.callout_paths]
     for path in chosen.callout_paths:
-        if path.startswith(_TAKEN_PATHS) or path in ("/healthz", "/readyz", "/openapi.json"):
+        if any(_is_at_or_below(path, taken) for taken in _TAKEN_PATHS):
             raise InvalidSettings(f"STORE_CREDIT_CALLOUT_PATHS: {path} is a path of the service itself.")
+        if any(_is_at_or_below(path, other) for other in paths if other != path):
+            raise InvalidSettings(f"STORE_CREDIT_CALLOUT_PATHS: {path} lies below another callout path.")
+        if _is_at_or_below(CALLOUT_PATH, path):
+            raise InvalidSettings(f"STORE_CREDIT_CALLOUT_PATHS: {CALLOUT_PATH} lies below {path}.")
+
+
+def _is_at_or_below(path: str, other: str) -> bool:
+    return path == other or path.startswith(f"{other}/")
 
 
 def _system_time() -> datetime:

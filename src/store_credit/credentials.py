@@ -9,9 +9,21 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from passlib.hash import argon2
-from sqlalchemy import CheckConstraint, Column, Connection, String, Table, Text, insert, select, update
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Select,
+    String,
+    Table,
+    Text,
+    insert,
+    select,
+    update,
+)
 
 from store_credit import ids
 from store_credit.metadata import ID_LENGTH_MAX, Moment, metadata, minted
@@ -85,13 +97,17 @@ def disable(connection: Connection, name_or_id: str, now: datetime) -> int:
 
 def listed(connection: Connection) -> list[Credential]:
     """All credentials, disabled ones included, oldest first."""
-    rows = connection.execute(select(credential).order_by(credential.c.id))
-    return [
-        Credential(row.id, row.name, Role(row.role), row.password_hash, row.created_at, row.disabled_at)
-        for row in rows
-    ]
+    return _found(connection, select(credential))
 
 
 def active(connection: Connection) -> list[Credential]:
     """The credentials that are not disabled."""
-    return [found for found in listed(connection) if found.disabled_at is None]
+    return _found(connection, select(credential).where(credential.c.disabled_at.is_(None)))
+
+
+def _found(connection: Connection, statement: Select[Any]) -> list[Credential]:
+    rows = connection.execute(statement.order_by(credential.c.id))
+    return [
+        Credential(row.id, row.name, Role(row.role), row.password_hash, row.created_at, row.disabled_at)
+        for row in rows
+    ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -92,13 +92,18 @@ def connect(
         raise InvalidUrl("it can not be read as a database URL") from None
     backend = parsed.get_backend_name()
     if backend == "postgresql":
-        url_with_driver = parsed.set(drivername="postgresql+asyncpg")
+        url_with_driver = parsed.set(drivername="postgresql+asyncpg", query=_driver_query(parsed.query))
         return PostgresqlDatabase(url_with_driver, connections, command_timeout_seconds)
     if backend != "sqlite":
         raise InvalidUrl(f"{backend!r} is neither sqlite nor postgresql")
     if parsed.database in (None, "", ":memory:"):
         raise InvalidUrl("SQLite needs a file: a database in memory would lose what it promised")
     return SqliteDatabase(parsed.set(drivername="sqlite"))
+
+
+def _driver_query(query: Mapping[str, Any]) -> dict[str, Any]:
+    """PostgreSQL's own `sslmode` under the name that the driver knows."""
+    return {"ssl" if name == "sslmode" else name: value for name, value in query.items()}
 
 
 def is_passing(error: BaseException) -> bool:
@@ -166,11 +171,22 @@ class PostgresqlDatabase:
             },
         )
 
+        # One snapshot for all statements of a read, and never the last connection: that one writes.
+        self._snapshots = self.engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        self._readers = asyncio.Semaphore(max(1, connections - 1))
+
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        async with self.engine.connect() as connection:
-            return await connection.run_sync(lambda c: function(c, *args, **kwargs))
+        async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
+            await self._readers.acquire()
+        try:
+            async with self._snapshots.connect() as connection:
+                return await connection.run_sync(lambda c: function(c, *args, **kwargs))
+        finally:
+            self._readers.release()
 
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -188,8 +204,8 @@ class SqliteDatabase:
     dialect = "sqlite"
 
     def __init__(self, url: Any) -> None:
-        self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1)
-        self._reader = _sqlite_engine(url, begin="BEGIN", connections=READERS)
+        self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
+        self._reader = _sqlite_engine(url, begin="BEGIN", connections=READERS, read_only=True)
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
 
@@ -220,7 +236,7 @@ class SqliteDatabase:
             engine.dispose()
 
 
-def _sqlite_engine(url: Any, *, begin: str, connections: int) -> Engine:
+def _sqlite_engine(url: Any, *, begin: str, connections: int, read_only: bool) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,
@@ -237,6 +253,8 @@ def _sqlite_engine(url: Any, *, begin: str, connections: int) -> Engine:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

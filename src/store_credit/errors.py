@@ -13,7 +13,7 @@
       InternalServerError    500  a fault of our own
       ServiceUnavailable     503  nothing was approved; try again after `Retry-After`
 
-An error never repeats what was sent. The ledger's own refusals are translated in `handlers`.
+An error never repeats what was sent. The ledger's own refusals are translated in `responses`.
 """
 
 from __future__ import annotations

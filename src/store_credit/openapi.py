@@ -51,7 +51,8 @@ _DESCRIPTIONS = {
     415: "The body is not JSON.",
     429: "Too many passwords wait to be checked.",
     500: "Something went wrong on our side.",
-    503: "The database does not answer, or there is too much to do. Nothing was changed.",
+    503: "The database does not answer, or there is too much to do. Nothing was approved; a change that"
+    " was under way may still take effect.",
 }
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
 _CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}

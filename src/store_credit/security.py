@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class Authenticator:
     def replace(self, credentials: Iterable[Credential]) -> None:
         """Take these credentials for valid from now on, and no others."""
         self._credentials = {credential.id: credential for credential in credentials}
-        names = [credential.name for credential in self._credentials.values()]
-        self._hashes_per_name = max((names.count(name) for name in names), default=1)
+        per_name = Counter(credential.name for credential in self._credentials.values())
+        self._hashes_per_name = max(per_name.values(), default=1)
 
     def has_role(self, role: Role) -> bool:
         return any(credential.role == role for credential in self._credentials.values())
@@ -79,6 +80,8 @@ class Authenticator:
         if credential is None or time.monotonic() >= found[1]:
             del self._remembered[digest]
             return None
+        # Who keeps calling stays known, and never queues behind strangers' passwords.
+        self._remembered[digest] = (credential.id, time.monotonic() + REMEMBERED_SECONDS)
         return credential
 
     async def _verify_once(self, digest: bytes, header: str) -> Credential | None:

@@ -18,7 +18,12 @@ class Fault(Enum):
     LOST = "the connection is lost before COMMIT"
     LOST_IN_COMMIT = "COMMIT raises, and it did not happen"
     COMMITTED_AND_LOST = "COMMIT raises, and it happened"
+    REFUSED = "the database refuses for good"
     NONE = "all is well"
+
+
+class RefusedForGood(Exception):
+    """An error that does not pass."""
 
 
 class _RolledBack(Exception):
@@ -51,6 +56,8 @@ class Faulty:
         fault = self.faults.popleft() if self.faults else Fault.NONE
         if fault is Fault.AWAY:
             raise ConnectionRefusedError(fault.value)
+        if fault is Fault.REFUSED:
+            raise RefusedForGood(fault.value)
         if fault in (Fault.LOST, Fault.LOST_IN_COMMIT):
             result = await self._roll_back(function, *args, **kwargs)
             raise (

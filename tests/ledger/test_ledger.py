@@ -429,7 +429,7 @@ async def test_a_work_past_its_deadline_is_not_run(
     faulty.gate.set()
     await hasty.close()
 
-    assert await select(database, "SELECT upstream_id FROM credit_line") == [("line-1",)]
+    assert await select(database, "SELECT upstream_id FROM credit_line") == []
 
 
 @pytest.mark.parametrize("fault", [Fault.AWAY, Fault.LOST])
@@ -638,8 +638,8 @@ async def test_lines_are_locked_in_the_order_of_their_ids(ledger: Ledger, databa
     unlocked: list[str] = []
 
     async def look() -> None:
-        free = "SELECT id FROM credit_line ORDER BY id FOR UPDATE SKIP LOCKED"
-        unlocked.extend(line_id for (line_id,) in await select(database, free))
+        free = text("SELECT id FROM credit_line ORDER BY id FOR UPDATE SKIP LOCKED")
+        unlocked.extend(await database.write(lambda connection: list(connection.scalars(free))))
 
     commands = [authorize("1", upstream_id=f"{n}") for n in reversed(range(10))]
     await meanwhile(database, ledger, blocking, *commands, waiting="FROM credit_line%FOR UPDATE", look=look)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from alembic.util import CommandError
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
 from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect, is_passing
@@ -60,9 +60,11 @@ def told_in_one_sentence() -> Any:
     except CommandError as error:
         fail(f"The migrations can not do this: {str(error).rstrip('.')}.")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        if not is_passing(error):
+        if is_passing(error):
+            fail("The database does not answer; see STORE_CREDIT_DATABASE_URL.")
+        if not isinstance(error, DBAPIError):
             raise
-        fail("The database does not answer; see STORE_CREDIT_DATABASE_URL.")
+        fail(f"The database refuses: {str(error.orig).splitlines()[0].rstrip('.')}.")
 
 
 @contextlib.asynccontextmanager

@@ -27,7 +27,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    text,
     tuple_,
 )
 
@@ -59,8 +58,6 @@ def audit(
     becomes a snapshot, so that what is booked meanwhile does not look like a finding. `on_line` is
     called once for each line.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     scope = _Scope(after="", up_to=None)
     while lines := _lines(connection, scope, page):
         yield from _audit_page(connection, scope.until(lines[-1].id), lines, page, on_line)

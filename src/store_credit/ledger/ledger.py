@@ -37,6 +37,8 @@ JOIN_SECONDS_MAX = 0.003
 PAUSE_SECONDS = (0.01, 0.05, 0.2)
 """Pauses between the tries of a batch whose transaction failed for a passing reason."""
 
+LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
+
 Clock = Callable[[], datetime]
 Record = tuple[Table, Row, Conflict]
 """A row of the caller's own room, written in the same transaction; the ledger does not know what it is."""
@@ -135,7 +137,7 @@ class Ledger:
         if len(self._queue) >= QUEUE_MAX:
             raise Unavailable("The ledger has too much to do.")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline_seconds
+        deadline = time.monotonic() + self._deadline_seconds
         pending = _Pending(Work(commands, claim, record), deadline, loop.create_future())
         self._queue.append(pending)
         if len(self._queue) >= self._wanted:
@@ -143,10 +145,10 @@ class Ledger:
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(self._deadline_seconds):
                 return await pending.future
         except TimeoutError:
-            raise Unavailable("The ledger did not answer in time; ask again.") from None
+            raise Unavailable(LATE) from None
 
     async def now(self) -> datetime:
         """The time that the rules go by."""
@@ -221,10 +223,10 @@ class Ledger:
                 break
             started = time.perf_counter()
             try:
-                works = [pending.work for pending in batch]
-                results = await self.database.write(partial(self._run, works, batch_id))
+                results = await self.database.write(partial(self._run, batch, batch_id))
             except Exception as error:
-                if not is_passing(error):
+                # Once the fate of a COMMIT is unknown, only the same marker can tell it.
+                if not is_passing(error) and not unknown:
                     raise
                 if isinstance(error, CommitFailed) and error.result is not None:
                     unknown = list(zip(batch, error.result, strict=True))
@@ -237,27 +239,42 @@ class Ledger:
                 # An earlier try of this batch was committed after all: its outcomes are the answer.
                 assert unknown
                 return unknown
-            if self._on_commit is not None:
-                self._on_commit(len(works), time.perf_counter() - started)
+            self._observe(len(batch), time.perf_counter() - started)
             return list(zip(batch, results, strict=True))
         return []
 
+    def _observe(self, works: int, seconds: float) -> None:
+        """Tell of a committed transaction. Whatever that raises, what is committed stays answered."""
+        if self._on_commit is not None:
+            try:
+                self._on_commit(works, seconds)
+            except Exception:
+                _log.exception("a committed transaction could not be counted")
+
     def _run(
-        self, works: list[Work], batch_id: str, connection: Connection
+        self, pendings: list[_Pending], batch_id: str, connection: Connection
     ) -> Sequence[Result | Exception] | None:
-        """Load, decide and save, within a transaction. None: the batch was committed before."""
+        """Load, decide and save, within a transaction. None: the batch was committed before.
+
+        Works whose deadline passed while rows were waited for are left out.
+        """
         clock = None if self._own_clock else self._clock()
         started_at = store.start_batch(connection, batch_id, clock)
         if started_at is None:
             return None
         needs = Needs()
+        works = [pending.work for pending in pendings]
         for work in works:
             for command in work.commands:
                 needs.add(command)
         book, now = store.load(connection, needs, started_at, own_clock=self._own_clock)
         claimed = store.claims(connection, [work.claim.key for work in works if work.claim])
         batch = _Batch(book, claimed, now, [], [], [])
-        results = [self._decide(batch, work) for work in works]
+        in_time = set(map(id, _waiting(pendings)))
+        results = [
+            self._decide(batch, pending.work) if id(pending) in in_time else Unavailable(LATE)
+            for pending in pendings
+        ]
         store.save(connection, batch.changes, now)
         store.save_claims(connection, batch.made, now)
         bulk.insert_grouped(connection, batch.records)
@@ -291,7 +308,7 @@ class Ledger:
 
 def _waiting(batch: list[_Pending]) -> list[_Pending]:
     """Those whose callers still wait for an answer."""
-    now = asyncio.get_running_loop().time()
+    now = time.monotonic()
     return [pending for pending in batch if not pending.future.done() and now < pending.deadline]
 
 

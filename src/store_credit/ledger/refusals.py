@@ -1,6 +1,7 @@
 """What the ledger will not do. The message is fit to show; the adapters give it their own shape.
 
 Refusal             a rule says no
+  OutOfRange        a value that no credit line can have
   AlreadyExists     the name is taken
   KeyReused         the same claim was made before, by another request
 Unavailable         the ledger could not answer in time: nothing was approved, try again
@@ -31,7 +32,10 @@ class KeyReused(Refusal):
 
 
 class Unavailable(Exception):
-    """The ledger could not answer in time. Nothing was approved; the same call may be made again."""
+    """The ledger could not answer in time. Nothing was approved; the same call may be made again.
+
+    A change that was under way when the deadline passed may still take effect.
+    """
 
     def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message)

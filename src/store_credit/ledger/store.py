@@ -198,6 +198,8 @@ def due_lines(connection: Connection, now: datetime, limit: int) -> list[str]:
 def prune_batches(connection: Connection, before: datetime, limit: int) -> int:
     """Delete some of the markers of old batches; returns how many."""
     old = select(ledger_batch.c.id).where(ledger_batch.c.created_at < before).limit(limit)
+    if connection.dialect.name == "postgresql":
+        old = old.with_for_update(skip_locked=True)
     return connection.execute(ledger_batch.delete().where(ledger_batch.c.id.in_(old))).rowcount
 
 
@@ -280,6 +282,6 @@ def _new_line_row(line: Line, issue: Issue, now: datetime) -> Row:
 
 
 def _due_at(line: Line, now: datetime) -> datetime | None:
-    """When the sweeper must look at the line: at its expiry, and later while holds protect credit."""
+    """When the sweeper must look at the line; None when there is nothing left to write off by itself."""
     waiting = line.expires_at is not None and (line.expires_at > now or line.unheld > 0)
     return line.expires_at if waiting and line.status != LineStatus.CLOSED else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from store_credit.database import is_passing
 from store_credit.ledger import store
@@ -27,10 +27,14 @@ _log = logging.getLogger(__name__)
 async def sweep(ledger: Ledger) -> int:
     """One round: settle some of the lines that are due, prune some old markers. Returns the lines."""
     now = await ledger.now()
+    await ledger.database.write(store.prune_batches, now - MARKERS_KEPT, MARKERS_PER_ROUND)
     due = await ledger.database.read(store.due_lines, now, LINES_PER_ROUND)
-    await asyncio.gather(*(ledger.execute(Settle(line_id)) for line_id in due))
-    await _prune(ledger, now)
-    return len(due)
+    works = [ledger.execute(Settle(line_id)) for line_id in due]
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for line_id, result in zip(due, results, strict=True):
+        if isinstance(result, BaseException):
+            _log.error("line %s could not be settled: %r", line_id, result)
+    return sum(not isinstance(result, BaseException) for result in results)
 
 
 async def keep_sweeping(ledger: Ledger, interval: timedelta, stopped: asyncio.Event) -> None:
@@ -54,7 +58,3 @@ async def _sweep_if_possible(ledger: Ledger) -> int:
         level = logging.WARNING if is_passing(error) else logging.ERROR
         _log.log(level, "sweeping failed: %r", error)
     return 0
-
-
-async def _prune(ledger: Ledger, now: datetime) -> None:
-    await ledger.database.write(store.prune_batches, now - MARKERS_KEPT, MARKERS_PER_ROUND)

@@ -61,6 +61,12 @@ credit_line = Table(
         postgresql_where=text("due_at IS NOT NULL"),
         sqlite_where=text("due_at IS NOT NULL"),
     ),
+    Index(
+        "ix_credit_line_flagged",
+        "id",
+        postgresql_where=text("flags <> ''"),
+        sqlite_where=text("flags <> ''"),
+    ),
 )
 
 hold = Table(

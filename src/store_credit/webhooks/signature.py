@@ -37,9 +37,10 @@ def verify(header: str, body: bytes, secrets: Sequence[str], now: datetime, tole
     timestamp, *candidates = [part.strip() for part in header.split(",")]
     if not 0 < len(candidates) <= CANDIDATES_MAX:
         raise SignatureRefused(f"{HEADER} must be a timestamp and a signature, separated by a comma.")
+    expected = [sign(timestamp, body, secret).encode() for secret in secrets]
     matches = [
-        hmac.compare_digest(sign(timestamp, body, secret).encode(), candidate.encode("utf-8", "replace"))
-        for secret in secrets
+        hmac.compare_digest(right, candidate.encode("utf-8", "replace"))
+        for right in expected
         for candidate in candidates
     ]
     if not any(matches):
