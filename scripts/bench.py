@@ -41,8 +41,8 @@ from sqlalchemy.pool import NullPool
 from store_credit import ids, schema
 from store_credit.database import connect
 from store_credit.ledger import rules, store
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Cause, Issue, Policy
-from store_credit.ledger.state import Book
 from store_credit.settings import CALLOUT_PATH
 
 Rounds = list[dict[str, Measured]]
@@ -141,22 +141,22 @@ def _bench(kind: str, options: argparse.Namespace) -> Rounds:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="store-credit-bench-")))
         url = f"sqlite:///{folder / 'bench.db'}"
         if kind == "postgresql":
-            url = cleanup.enter_context(_postgresql_database(folder))
-        _run_sql(url, _fill)
+            url = cleanup.enter_context(postgresql_database(folder))
+        run_sql(url, fill)
         access = Access()
         with contextlib.ExitStack() as servers:
-            names, environment = ("create_service", "create_control"), _environment(url, access)
-            service, control = (servers.enter_context(serving(name, environment, folder)) for name in names)
+            names, variables = ("create_service", "create_control"), environment(url, access)
+            service, control = (servers.enter_context(serving(name, variables, folder)) for name in names)
             bench = Bench(access, options.connections, folder, service, control)
             bench.round(min(WARM_UP_SECONDS, options.seconds))
             for number in range(options.rounds):
                 sys.stderr.write(f"bench: {kind}, round {number + 1} of {options.rounds}\n")
                 bench.round(options.seconds)
-        _verify(bench, _run_sql(url, _counts))
+        _verify(bench, run_sql(url, _counts))
     return bench.rounds[1:]
 
 
-def _environment(database_url: str, access: Access) -> dict[str, str]:
+def environment(database_url: str, access: Access) -> dict[str, str]:
     """The settings of a server: those of the bench, and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STORE_CREDIT_")}
     return kept | {
@@ -167,7 +167,7 @@ def _environment(database_url: str, access: Access) -> dict[str, str]:
     }
 
 
-def _fill(connection: Connection) -> None:
+def fill(connection: Connection) -> None:
     """Issue the credit lines, and those of the control; each is worth more than any run asks for.
 
     Nothing is analysed by hand: the tables are those of a new installation.
@@ -196,7 +196,7 @@ def _verify(bench: Bench, counts: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _postgresql_database(folder: Path) -> Iterator[str]:
+def postgresql_database(folder: Path) -> Iterator[str]:
     """A database of its own on a server that keeps what it commits."""
     with contextlib.ExitStack() as cleanup:
         server = os.environ.get("TEST_DATABASE_URL") or _start_postgresql(folder, cleanup)
@@ -230,7 +230,7 @@ def _administer(server: str, statement: str) -> str | None:
     return asyncio.run(run())
 
 
-def _run_sql(url: str, function: Callable[[Connection], Any]) -> Any:
+def run_sql(url: str, function: Callable[[Connection], Any]) -> Any:
     """Run a function in a transaction, on a database that is brought to the newest schema."""
 
     async def run() -> Any:

@@ -9,7 +9,9 @@ from typing import Any
 
 from store_credit import ids
 from store_credit.ledger import rules
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import (
+    Adjust,
     Authorize,
     Cause,
     Command,
@@ -18,15 +20,21 @@ from store_credit.ledger.commands import (
     Part,
     Policy,
     Release,
+    ReleaseHolds,
     Return,
+    SetExpiry,
+    SetFlag,
+    SetStatus,
     Settle,
 )
-from store_credit.ledger.state import Book, Entry, Line, Outcome
+from store_credit.ledger.offers import PREFIX, Offer
+from store_credit.ledger.state import Entry, Hold, Line, Outcome
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 CAUSE = Cause(actor="test")
+SUPPORT = Cause(actor="support", reason="a good reason")
 POLICY = Policy(hold_ttl=DAY)
 
 
@@ -65,6 +73,15 @@ class Desk:
 
     def available(self, upstream_id: str = "line-1") -> int:
         return self.line(upstream_id).available(self.clock())
+
+    def offer(
+        self, name: str, amount: int = 100_00, upstream_id: str = "line-1", ttl: timedelta = DAY
+    ) -> str:
+        """Mint an offer of a line; returns its upstream id."""
+        minted = f"{PREFIX}{name}"
+        made = Offer(minted, self.line(upstream_id).id, amount, self.clock() + ttl)
+        self.book.offers[minted] = made
+        return minted
 
     def kinds(self, upstream_id: str = "line-1") -> list[str]:
         """The kinds of a line's entries, oldest first."""
@@ -145,3 +162,25 @@ def _parts(amounts: Amounts) -> tuple[Part, ...]:
 
 def settle(line_id: str) -> Settle:
     return Settle(line_id)
+
+
+def adjust(line: Line, amount: str) -> Adjust:
+    return Adjust(line.id, Decimal(amount), SUPPORT)
+
+
+def set_status(line: Line, action: Any) -> SetStatus:
+    return SetStatus(line.id, action, SUPPORT)
+
+
+def set_expiry(line: Line, expires_at: datetime | None) -> SetExpiry:
+    return SetExpiry(line.id, expires_at, SUPPORT)
+
+
+def set_flag(line: Line, flag: str, raised: bool) -> SetFlag:
+    return SetFlag(line.id, flag, raised, SUPPORT)
+
+
+def release_holds(*holds: Hold) -> ReleaseHolds:
+    """An operator ends these holds."""
+    line_ids = tuple(dict.fromkeys(hold.line_id for hold in holds))
+    return ReleaseHolds(tuple(hold.id for hold in holds), line_ids, SUPPORT)

@@ -100,7 +100,9 @@ def test_an_error_that_lasts(error: Exception) -> None:
         ("57P01", True),
         ("22001", False),
         ("23505", False),
-        ("42P01", False),
+        ("28P01", True),
+        ("42P01", True),
+        ("42601", False),
     ],
 )
 def test_postgresql_errors_are_told_apart_by_their_state(sqlstate: str, passing: bool) -> None:

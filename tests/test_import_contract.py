@@ -12,7 +12,20 @@ import store_credit
 
 PACKAGE = Path(store_credit.__file__).parent
 LEDGER = sorted((PACKAGE / "ledger").glob("**/*.py"))
-PURE = ("commands", "draft", "journal", "needs", "refusals", "rules", "state")
+PURE = (
+    "book",
+    "commands",
+    "draft",
+    "journal",
+    "keeping",
+    "needs",
+    "offers",
+    "orders",
+    "refusals",
+    "rules",
+    "sources",
+    "state",
+)
 
 ABOVE_THE_LEDGER = (
     "fastapi",

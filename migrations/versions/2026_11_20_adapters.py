@@ -46,6 +46,7 @@ def create_decisions() -> None:
     )
     op.create_index("ix_decision_line_id_id", "decision", ["line_id", "id"])
     op.create_index("ix_decision_upstream_key_id", "decision", ["upstream_key", "id"])
+    op.create_index("ix_decision_created_at", "decision", ["created_at"])
     op.create_index("ix_decision_session_id_id", "decision", ["session_id", "id"])
 
 
@@ -104,8 +105,12 @@ def create_credentials() -> None:
         sa.Column("password_hash", sa.Text, nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("disabled_at", MOMENT),
+        sa.Column("expires_at", MOMENT),
+        sa.Column("last_used_at", MOMENT),
         sa.PrimaryKeyConstraint("id", name="pk_credential"),
-        sa.CheckConstraint("role IN ('callout', 'merchant', 'reader')", name="ck_credential_role_known"),
+        sa.CheckConstraint(
+            "role IN ('callout', 'merchant', 'reader', 'storefront')", name="ck_credential_role_known"
+        ),
     )
     op.create_index("ix_credential_name", "credential", ["name"])
 

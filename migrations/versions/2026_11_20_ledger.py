@@ -21,6 +21,7 @@ def upgrade() -> None:
     create_holds()
     create_deductions()
     create_journal()
+    create_offers()
     create_bookkeeping()
 
 
@@ -126,6 +127,7 @@ def create_deductions() -> None:
         ),
     )
     op.create_index("ix_deduction_session_id_line_id", "deduction", ["session_id", "line_id"])
+    op.create_index("ix_deduction_order_id", "deduction", ["order_id"])
     op.create_index("ix_deduction_line_id_id", "deduction", ["line_id", "id"])
 
 
@@ -210,10 +212,28 @@ def create_bookkeeping() -> None:
     op.create_index("ix_ledger_batch_created_at", "ledger_batch", ["created_at"])
 
 
+def create_offers() -> None:
+    op.create_table(
+        "offer",
+        sa.Column("upstream_id", MINTED, nullable=False),
+        sa.Column("line_id", MINTED, nullable=False),
+        sa.Column("amount", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", MOMENT, nullable=False),
+        sa.Column("session_id", IDENTIFIER),
+        sa.Column("spent_at", MOMENT),
+        sa.Column("session_upstream_id", IDENTIFIER),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("upstream_id", name="pk_offer"),
+        sa.ForeignKeyConstraint(["line_id"], ["credit_line.id"], name="fk_offer_line_id"),
+        sa.CheckConstraint("amount > 0", name="ck_offer_amount_positive"),
+    )
+    op.create_index("ix_offer_line_id", "offer", ["line_id"])
+
+
 def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP TRIGGER ledger_entry_append_only ON ledger_entry")
         op.execute("DROP FUNCTION ledger_entry_is_append_only()")
-    for table in ("ledger_batch", "claim", "source", "ledger_entry", "deduction", "hold"):
+    for table in ("ledger_batch", "claim", "source", "offer", "ledger_entry", "deduction", "hold"):
         op.drop_table(table)
     op.drop_table("credit_line")

@@ -22,7 +22,13 @@ from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Clock, Ledger
 from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.sweeper import keep_sweeping
-from store_credit.merchant import inbox_routes
+from store_credit.merchant import (
+    export_routes,
+    inbox_routes,
+    keeping_routes,
+    report_routes,
+    storefront_routes,
+)
 from store_credit.merchant import routes as merchant_routes
 from store_credit.openapi import install_openapi
 from store_credit.responses import install_error_handlers
@@ -35,6 +41,9 @@ from store_credit.webhooks import upkeep
 
 CREDENTIALS_SECONDS = 1.0
 """A credential that was disabled elsewhere is refused after this time at the latest."""
+
+_OF_SETTINGS = "setting:"
+"""How the ids of the environment's credentials begin."""
 
 GC_THRESHOLDS = (50_000, 20, 20)
 """Allocations between collections of young objects, and how many of those between older ones."""
@@ -68,7 +77,11 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.include_router(callout_router(chosen.callout_paths))
     app.include_router(webhook_routes.router)
     app.include_router(merchant_routes.router)
+    app.include_router(keeping_routes.router)
     app.include_router(inbox_routes.router)
+    app.include_router(report_routes.router)
+    app.include_router(export_routes.router)
+    app.include_router(storefront_routes.router)
     app.include_router(health.router)
     app.add_middleware(Telemetry, metrics=service.metrics)
     install_error_handlers(app)
@@ -85,7 +98,7 @@ def _build(chosen: Settings, clock: Clock | None) -> Service:
     policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     deadline = chosen.deadline / timedelta(seconds=1)
     ledger = Ledger(database, policy, clock=clock, deadline_seconds=deadline, on_commit=metrics.committed)
-    return Service(chosen, database, ledger, Authenticator(), metrics, clock or _system_time)
+    return Service(chosen, database, ledger, Authenticator(clock), metrics, clock or _system_time)
 
 
 @contextlib.asynccontextmanager
@@ -136,7 +149,7 @@ def _credentials_of(chosen: Settings) -> list[Credential]:
         (chosen.merchant_username, chosen.merchant_password, Role.MERCHANT),
     )
     return [
-        Credential(f"setting:{role}", name, role, hasher.hash(password.get_secret_value()))
+        Credential(f"{_OF_SETTINGS}{role}", name, role, hasher.hash(password.get_secret_value()))
         for name, password, role in pairs
         if name is not None and password is not None
     ]
@@ -145,6 +158,15 @@ def _credentials_of(chosen: Settings) -> list[Credential]:
 async def _load_credentials(service: Service, of_settings: list[Credential]) -> None:
     kept = await service.database.read(credentials.active)
     service.authenticator.replace([*of_settings, *kept])
+
+
+async def _note_uses(service: Service) -> None:
+    """Keep the last use of the database's credentials; those of the environment have no row."""
+    uses = service.authenticator.unnoted_uses()
+    kept = {id_: used for id_, used in uses.items() if not id_.startswith(_OF_SETTINGS)}
+    if kept:
+        await service.database.write(credentials.note_uses, kept)
+    service.authenticator.noted(uses)
 
 
 def _check_credentials(service: Service) -> None:
@@ -160,12 +182,13 @@ def _check_credentials(service: Service) -> None:
 async def _keep_credentials(
     service: Service, of_settings: list[Credential], stopped: asyncio.Event
 ) -> None:
-    """Notice credentials that are added or disabled by another process."""
+    """Notice credentials that are added or disabled by another process, and note when ours were used."""
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), CREDENTIALS_SECONDS)
         try:
             await _load_credentials(service, of_settings)
+            await _note_uses(service)
         except Exception as error:
             # It outlives whatever goes wrong: a credential that is disabled later must still go.
             tell = log.warning if is_passing(error) else log.error

@@ -57,6 +57,10 @@ async def read(request: Request, bytes_max: int) -> bytes:
         raise UnsupportedMediaType(
             Problem("invalid_format", "The body must be application/json.", "Content-Type")
         )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType(
+            Problem("invalid_format", "The body must not be compressed.", "Content-Encoding")
+        )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > bytes_max:
         raise PayloadTooLarge.over(bytes_max)

@@ -6,8 +6,9 @@ Several credentials may share a name: that is how a password is rotated with bot
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -15,12 +16,15 @@ from passlib.hash import argon2
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    ColumnElement,
     Connection,
     Select,
     String,
     Table,
     Text,
+    and_,
     insert,
+    or_,
     select,
     update,
 )
@@ -34,6 +38,14 @@ hasher = argon2.using(type="ID", memory_cost=19 * 1024, rounds=2, parallelism=1)
 """argon2id with the parameters that OWASP recommends: 19 MiB, two passes, one lane."""
 
 
+class NothingToRotate(Exception):
+    """No valid credential has this name, and this role if one is asked for."""
+
+
+class SeveralRoles(Exception):
+    """The credentials of this name have several roles: it must be said which."""
+
+
 class Role(StrEnum):
     CALLOUT = "callout"
     """Digital River: the callout."""
@@ -41,6 +53,8 @@ class Role(StrEnum):
     """The merchant API, reading and writing."""
     READER = "reader"
     """The merchant API, reading only."""
+    STOREFRONT = "storefront"
+    """What a shop's checkout page needs: what a customer can spend, offers, and releasing sessions."""
 
 
 credential = Table(
@@ -52,7 +66,11 @@ credential = Table(
     Column("password_hash", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("disabled_at", Moment),
-    CheckConstraint("role IN ('callout', 'merchant', 'reader')", name="role_known"),
+    # From when on it is refused, whether or not anybody disabled it.
+    Column("expires_at", Moment),
+    # About when it was last used; see `note_uses`.
+    Column("last_used_at", Moment),
+    CheckConstraint("role IN ('callout', 'merchant', 'reader', 'storefront')", name="role_known"),
 )
 
 
@@ -66,6 +84,11 @@ class Credential:
     password_hash: str
     created_at: datetime | None = None
     disabled_at: datetime | None = None
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.disabled_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 def add(connection: Connection, name: str, role: Role, now: datetime) -> tuple[Credential, str]:
@@ -89,10 +112,40 @@ def disable(connection: Connection, name_or_id: str, now: datetime) -> int:
     statement = (
         update(credential)
         .where((credential.c.id == name_or_id) | (credential.c.name == name_or_id))
-        .where(credential.c.disabled_at.is_(None))
+        .where(_is_valid(now))
         .values(disabled_at=now)
     )
     return connection.execute(statement).rowcount
+
+
+def rotate(
+    connection: Connection, name: str, role: Role | None, now: datetime, overlap: timedelta
+) -> tuple[Credential, str]:
+    """A new credential in the place of those of this name, which stay valid for `overlap` at most.
+
+    With a role, only those of that role are replaced. Raises NothingToRotate and SeveralRoles.
+    """
+    of_name = and_(credential.c.name == name, _is_valid(now))
+    found = {Role(row.role) for row in connection.execute(select(credential.c.role).where(of_name))}
+    roles = found if role is None else found & {role}
+    if not roles:
+        raise NothingToRotate
+    if len(roles) > 1:
+        raise SeveralRoles
+    (chosen,) = roles
+    until = now + overlap
+    ends_later = or_(credential.c.expires_at.is_(None), credential.c.expires_at > until)
+    old = update(credential).where(of_name, credential.c.role == chosen.value, ends_later)
+    connection.execute(old.values(expires_at=until))
+    return add(connection, name, chosen, now)
+
+
+def note_uses(connection: Connection, used_at: Mapping[str, datetime]) -> None:
+    """Keep when credentials were last used, by their ids; a later use that is known already stays."""
+    for credential_id, moment in sorted(used_at.items()):
+        earlier = or_(credential.c.last_used_at.is_(None), credential.c.last_used_at < moment)
+        its_own = update(credential).where(credential.c.id == credential_id, earlier)
+        connection.execute(its_own.values(last_used_at=moment))
 
 
 def listed(connection: Connection) -> list[Credential]:
@@ -101,13 +154,15 @@ def listed(connection: Connection) -> list[Credential]:
 
 
 def active(connection: Connection) -> list[Credential]:
-    """The credentials that are not disabled."""
+    """The credentials that are not disabled. Some may expire while they are remembered."""
     return _found(connection, select(credential).where(credential.c.disabled_at.is_(None)))
 
 
 def _found(connection: Connection, statement: Select[Any]) -> list[Credential]:
-    rows = connection.execute(statement.order_by(credential.c.id))
-    return [
-        Credential(row.id, row.name, Role(row.role), row.password_hash, row.created_at, row.disabled_at)
-        for row in rows
-    ]
+    rows = connection.execute(statement.order_by(credential.c.id)).mappings()
+    return [Credential(**{**row, "role": Role(row["role"])}) for row in rows]
+
+
+def _is_valid(now: datetime) -> ColumnElement[bool]:
+    unexpired = or_(credential.c.expires_at.is_(None), credential.c.expires_at > now)
+    return and_(credential.c.disabled_at.is_(None), unexpired)

@@ -33,6 +33,10 @@ COMMAND_TIMEOUT_SECONDS = 12
 _PASSING_SQLSTATES = (
     "08",  # connection exceptions
     "0A000",  # a prepared statement from before a migration
+    "28",  # the login is refused
+    "3D",  # the database is gone
+    "42501",  # a right was taken away
+    "42P01",  # a table is gone: the schema is being changed
     "25006",  # read-only transaction: a standby during a failover
     "40001",  # serialization failure
     "40P01",  # deadlock

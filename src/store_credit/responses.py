@@ -17,6 +17,7 @@ from store_credit.errors import (
     BadRequest,
     Conflict,
     InternalServerError,
+    NotFound,
     Problem,
     ServiceUnavailable,
 )
@@ -26,6 +27,7 @@ from store_credit.ledger.refusals import (
     OutOfRange,
     Refusal,
     Unavailable,
+    UnknownLine,
 )
 
 PROBLEMS_MAX = 20
@@ -99,7 +101,9 @@ async def _refusal(_request: Request, error: Exception) -> Json:
     if isinstance(error, KeyReused):
         problem = Problem("idempotency_key_reused", error.message, "Idempotency-Key")
         return error_response(Conflict(problem))
-    return error_response(Conflict(Problem("refused", error.message, error.parameter)))
+    if isinstance(error, UnknownLine):
+        return error_response(NotFound(Problem("not_found", error.message, error.parameter)))
+    return error_response(Conflict(Problem("not_allowed", error.message, error.parameter)))
 
 
 async def _unavailable(_request: Request, error: Exception) -> Json:

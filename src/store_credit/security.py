@@ -15,9 +15,10 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from fastapi import Request
 from fastapi.openapi.models import HTTPBase
@@ -30,6 +31,8 @@ REMEMBERED_SECONDS = 300
 REMEMBERED_MAX = 1_024
 HASHES_WAITING_MAX = 64
 HEADER_LENGTH_MAX = 4_096
+USE_NOTED_EVERY = timedelta(minutes=1)
+"""How often at most the last use of a credential is written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,15 @@ class Principal:
 
 
 class Authenticator:
-    """Checks `Authorization` headers against the credentials that are valid now."""
+    """Checks `Authorization` headers against the credentials that are valid now.
 
-    def __init__(self) -> None:
+    Their expiry is looked at for each request, by this process's clock unless another is given.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        self._clock = clock or _system_time
+        self._used_at: dict[str, datetime] = {}
+        self._noted_at: dict[str, datetime] = {}
         self._credentials: dict[str, Credential] = {}
         self._hashes_per_name = 1
         self._key = secrets.token_bytes(32)
@@ -59,7 +68,8 @@ class Authenticator:
         self._hashes_per_name = max(per_name.values(), default=1)
 
     def has_role(self, role: Role) -> bool:
-        return any(credential.role == role for credential in self._credentials.values())
+        now = self._clock()
+        return any(c.role == role and c.is_valid(now) for c in self._credentials.values())
 
     async def authenticate(self, header: str) -> Principal | None:
         """The caller, or None. Raises TooManyRequests when too many passwords wait to be checked."""
@@ -67,7 +77,26 @@ class Authenticator:
         known = self._recall(digest)
         if known is None:
             known = await self._verify_once(digest, header)
-        return Principal(known.name, known.role) if known is not None else None
+        now = self._clock()
+        if known is None or not known.is_valid(now):
+            return None
+        self._used_at[known.id] = now
+        return Principal(known.name, known.role)
+
+    def unnoted_uses(self) -> dict[str, datetime]:
+        """When credentials were last used, by id: those of which no use was noted for a minute."""
+        known = self._credentials.keys()
+        self._used_at = {id_: used for id_, used in self._used_at.items() if id_ in known}
+        self._noted_at = {id_: noted for id_, noted in self._noted_at.items() if id_ in known}
+        return {
+            id_: used
+            for id_, used in self._used_at.items()
+            if id_ not in self._noted_at or used - self._noted_at[id_] >= USE_NOTED_EVERY
+        }
+
+    def noted(self, uses: Mapping[str, datetime]) -> None:
+        """These uses are kept now."""
+        self._noted_at.update(uses)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -98,7 +127,8 @@ class Authenticator:
 
     async def _verify(self, digest: bytes, header: str) -> Credential | None:
         username, password = _parse_basic(header)
-        named = [c for c in self._credentials.values() if c.name == username]
+        now = self._clock()
+        named = [c for c in self._credentials.values() if c.name == username and c.is_valid(now)]
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._thread, self._matching, named, password)
         if found is not None and found.id in self._credentials:
@@ -115,6 +145,10 @@ class Authenticator:
         for dummy in padding:
             hasher.verify(password, dummy)
         return next((c for c, matched in zip(named, matches, strict=True) if matched), None)
+
+
+def _system_time() -> datetime:
+    return datetime.now(UTC)
 
 
 def _parse_basic(header: str) -> tuple[str | None, str]:
@@ -153,3 +187,4 @@ class RequireRole(SecurityBase):
 may_call_out = RequireRole(Role.CALLOUT)
 may_read = RequireRole(Role.READER, Role.MERCHANT)
 may_write = RequireRole(Role.MERCHANT)
+may_sell = RequireRole(Role.STOREFRONT, Role.MERCHANT)

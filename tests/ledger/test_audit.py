@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import hashlib
 import random
+import tracemalloc
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,9 +20,10 @@ from store_credit.ledger import audit as audit_module
 from store_credit.ledger import journal
 from store_credit.ledger.audit import Finding
 from store_credit.ledger.commands import Command
+from store_credit.ledger.digest import Digest, digest
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.state import Entry
-from store_credit.ledger.tables import ledger_entry
+from store_credit.ledger.tables import credit_line, ledger_entry
 from tests.making import HOUR, Clock, authorize, deduct, issue, release
 
 
@@ -291,3 +296,111 @@ async def test_findings_of_several_lines_come_line_by_line(books: Database) -> N
     found = [(finding.line_id, finding.seq) for finding in await audit(books, page=1)]
 
     assert found == [("cl_a", 1), ("cl_a", None), ("cl_b", 1), ("cl_b", None)]
+
+
+# The digest of all heads, which is kept elsewhere
+
+
+async def digest_of(database: Database, as_of: datetime | None = None, page: int = 500) -> Digest:
+    return await database.read(digest, as_of, page=page)
+
+
+async def test_the_digest_is_what_it_says(books: Database) -> None:
+    def heads(connection: Connection) -> list[str]:
+        rows = connection.execute(text("SELECT id, seq, head_hash FROM credit_line ORDER BY id"))
+        return [f"{row.id} {row.seq} {row.head_hash}\n" for row in rows]
+
+    expected = hashlib.sha256("".join(await books.read(heads)).encode()).hexdigest()
+
+    assert [(await digest_of(books, page=page)).sha256 for page in (1, 2, 500)] == [expected] * 3
+
+
+async def test_the_digest_of_a_past_instant_comes_out_for_ever(
+    ledger: Ledger, database: Database, clock: Clock
+) -> None:
+    lines = [f"line-{n}" for n in range(7)]
+    await trade(ledger, clock, lines, 40)
+    kept = await digest_of(database)
+    assert kept.newest is not None
+    clock.advance(HOUR)
+    await ledger.execute(issue(upstream_id="later", line_id="cl_0"), authorize("0.01", "s", lines[0]))
+    await ledger.execute(deduct("1", "a-source", None, lines[1]))
+
+    assert (await digest_of(database)).sha256 != kept.sha256
+    for page in (1, 3, 500):
+        assert await digest_of(database, kept.newest, page) == kept
+
+
+async def test_no_lines_have_a_digest_too(database: Database) -> None:
+    assert await digest_of(database) == Digest(hashlib.sha256().hexdigest(), 0, None)
+
+
+async def cut_off(books: Database) -> None:
+    """Take the last entry of line a away, and make all else agree: no audit could tell."""
+    await execute(
+        books,
+        "DELETE FROM deduction WHERE source_id = 'source-2'",
+        "DELETE FROM ledger_entry WHERE line_id = 'cl_a' AND seq = 5",
+        "UPDATE credit_line SET (balance, seq, head_hash, last_entry_at) ="
+        " (SELECT balance_after, seq, hash, created_at FROM ledger_entry"
+        " WHERE line_id = 'cl_a' AND seq = 4) WHERE id = 'cl_a'",
+    )
+
+
+async def forge(books: Database) -> None:
+    """Change the only entry of line b, hash it anew, and make the line agree."""
+
+    def work(connection: Connection) -> None:
+        only = ledger_entry.c.line_id == "cl_b"
+        row = connection.execute(ledger_entry.select().where(only)).one()
+        values = {"amount": 60_00, "balance_after": 60_00}
+        values["hash"] = journal.entry_hash(Entry(**{**row._mapping, **values}))
+        connection.execute(ledger_entry.update().where(only).values(values))
+        line = {"balance": 60_00, "head_hash": values["hash"]}
+        connection.execute(credit_line.update().where(credit_line.c.id == "cl_b").values(line))
+
+    await books.write(work)
+
+
+async def remove(books: Database) -> None:
+    """Take line b away with all that it had."""
+    await execute(books, "DELETE FROM ledger_entry WHERE line_id = 'cl_b'")
+    await execute(books, "DELETE FROM credit_line WHERE id = 'cl_b'")
+
+
+@pytest.mark.parametrize("tamper", [cut_off, forge, remove])
+async def test_what_no_audit_can_find_changes_the_digest(
+    books: Database, tamper: Any, clock: Clock
+) -> None:
+    kept = await digest_of(books)
+
+    await tamper(books)
+
+    assert await audit(books) == [], "the books agree with themselves"
+    assert (await digest_of(books, kept.newest)).sha256 != kept.sha256
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_memory_stays_bounded(ledger: Ledger, database: Database) -> None:
+    """Four times the lines, and as much memory: what an audit holds at once is a page."""
+    peaks = []
+    # A service in this process may have told the collector to come seldom.
+    gc.set_threshold(700, 10, 10)
+    for first, size in ((0, 1), (400, 3)):
+        for n in range(first, first + 400 * size):
+            await ledger.execute(issue(1_00, f"line-{n}", line_id=f"cl_{n:06}"))
+        await audit_and_digest(database)  # What is loaded once does not count.
+        tracemalloc.start()
+        await audit_and_digest(database)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+async def audit_and_digest(database: Database) -> None:
+    def run(connection: Connection) -> None:
+        assert sum(1 for _ in audit_module.audit(connection, page=100)) == 0
+        digest(connection, page=100)
+
+    await database.read(run)

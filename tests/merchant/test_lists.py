@@ -36,6 +36,13 @@ async def fill_holds(shop: Shop) -> str:
     return f"/credit-lines/{line['id']}/holds"
 
 
+async def fill_all_holds(shop: Shop) -> str:
+    for n in range(COUNT):
+        await shop.issue(100, f"line-{n}")
+        await shop.authorize(1, f"session-{n}", f"line-{n}")
+    return "/holds"
+
+
 async def fill_deductions(shop: Shop) -> str:
     line = await shop.issue(100)
     for n in range(COUNT):
@@ -66,6 +73,7 @@ FILLERS = {
     "lines": fill_lines,
     "entries": fill_entries,
     "holds": fill_holds,
+    "holds of all lines": fill_all_holds,
     "deductions": fill_deductions,
     "decisions of a line": fill_line_decisions,
     "decisions": fill_decisions,
@@ -233,6 +241,91 @@ async def test_filters_and_pages_go_together(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
+        ({"orderId": "order-1"}, ["c", "a"]),
+        ({"orderId": "order-2"}, ["b"]),
+        ({"orderId": "order-3"}, []),
+        ({"sessionId": "held"}, ["b", "a"]),
+        ({"sessionId": "removed"}, ["b"]),
+        ({"sessionId": "spent"}, ["c", "a"]),
+        ({"sessionId": "spent without a hold"}, ["b"]),
+        ({"sessionId": "unknown"}, []),
+        ({"orderId": "order-1", "sessionId": "held"}, ["a"]),
+        ({"orderId": "order-1", "customerId": "customer-2"}, []),
+        ({"sessionId": "held", "limit": 1}, ["b"]),
+    ],
+    ids=str,
+)
+async def test_lines_of_an_order_or_a_session(
+    shop: Shop, query: dict[str, Any], expected: list[str]
+) -> None:
+    for name in "abc":
+        await shop.issue(100, name)
+    for name, session_id in (("a", "held"), ("b", "held"), ("b", "removed"), ("a", "spent")):
+        await shop.authorize(1, session_id, name)
+    (hold,) = [hold for hold in await shop.history("holds", "b") if hold["sessionId"] == "removed"]
+    await shop.client.post(f"/holds/{hold['id']}/release", json={}, auth=MERCHANT)
+    spent = source("s-1", 1, "a"), source("s-2", 1, "c")
+    await shop.deliver(order_event(*spent, event_id="e-1", order_id="order-1", session_id="spent"))
+    other = source("s-3", 1, "b")
+    await shop.deliver(
+        order_event(other, event_id="e-2", order_id="order-2", session_id="spent without a hold")
+    )
+    found = (await shop.get("/credit-lines", **query))["data"]
+    assert [line["upstreamId"] for line in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, ["new", "released", "spent", "yen", "old"]),
+        ({"state": "open"}, ["new", "yen"]),
+        ({"state": "expired"}, ["old"]),
+        ({"state": "released"}, ["released"]),
+        ({"state": "consumed"}, ["spent"]),
+        ({"olderThan": "0s"}, ["new", "released", "spent", "yen", "old"]),
+        ({"olderThan": "1ms"}, ["released", "spent", "yen", "old"]),
+        ({"olderThan": "22h"}, ["released", "spent", "yen", "old"]),
+        ({"olderThan": "24h"}, ["old"]),
+        ({"olderThan": "90000"}, []),
+        ({"olderThan": "36500d"}, []),
+        ({"state": "open", "olderThan": "1h"}, ["yen"]),
+        ({"state": "open", "limit": 1}, ["new"]),
+    ],
+    ids=str,
+)
+async def test_holds_are_filtered_by_state_and_age(
+    shop: Shop, query: dict[str, Any], expected: list[str]
+) -> None:
+    await shop.issue(100)
+    await shop.issue(500, "line-2", currency="JPY")
+    await shop.authorize(1, "old")
+    shop.clock.advance(2 * HOUR)
+    await shop.authorize(200, "yen", "line-2")
+    await shop.authorize(1, "spent")
+    await shop.authorize(1, "released")
+    await shop.deliver(order_event(source(amount=1), session_id="spent"))
+    await shop.client.post("/sessions/released/release", json={}, auth=MERCHANT)
+    shop.clock.advance(22 * HOUR)
+    await shop.authorize(1, "new", "line-2")
+
+    found = (await shop.get("/holds", **query))["data"]
+
+    assert [hold["sessionId"] for hold in found] == expected
+    assert all(hold["amount"] == (200 if hold["sessionId"] == "yen" else 1) for hold in found)
+
+
+async def test_a_hold_past_its_time_is_shown_as_expired_in_the_list_of_all(shop: Shop) -> None:
+    line = await shop.issue(100)
+    await shop.authorize(1)
+    shop.clock.advance(24 * HOUR)
+    (hold,) = (await shop.get("/holds"))["data"]
+    assert (hold["state"], hold["endedTime"]) == ("expired", hold["expiresTime"])
+    assert hold["creditLineId"] == line["id"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
         ({"upstreamId": "券/1"}, [2, 1]),
         ({"sessionId": "s-1"}, [3, 1]),
         ({"upstreamId": "券/1", "sessionId": "s-1"}, [1]),
@@ -291,6 +384,14 @@ BAD_QUERIES: list[tuple[str, dict[str, Any], str]] = [
     ("/credit-lines", {"currency": "usd"}, "currency"),
     ("/credit-lines", {"currency": "zebra"}, "currency"),
     ("/credit-lines", {"flagged": "zebra"}, "flagged"),
+    ("/credit-lines", {"orderId": ""}, "orderId"),
+    ("/credit-lines", {"sessionId": "x" * 256}, "sessionId"),
+    ("/holds", {"state": "zebra"}, "state"),
+    ("/holds", {"olderThan": "zebra"}, "olderThan"),
+    ("/holds", {"olderThan": "-1s"}, "olderThan"),
+    ("/holds", {"olderThan": "36501d"}, "olderThan"),
+    ("/holds", {"olderThan": "999999999d"}, "olderThan"),
+    ("/holds", {"limit": 101}, "limit"),
     ("/decisions", {"sessionId": ""}, "sessionId"),
     ("/decisions", {"sessionId": "x" * 256}, "sessionId"),
     ("/decisions", {"limit": 101}, "limit"),

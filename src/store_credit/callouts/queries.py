@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, select
 
@@ -19,6 +20,10 @@ class DecisionFilter:
     line_id: str | None = None
     upstream_id: str | None = None
     session_id: str | None = None
+    since: datetime | None = None
+    """Its own instant included."""
+    until: datetime | None = None
+    """Its own instant left out."""
 
 
 def decisions(
@@ -32,4 +37,8 @@ def decisions(
         statement = statement.where(decision.c.upstream_key == upstream_key(wanted.upstream_id))
     if wanted.session_id is not None:
         statement = statement.where(decision.c.session_id == wanted.session_id)
+    if wanted.since is not None:
+        statement = statement.where(decision.c.created_at >= wanted.since)
+    if wanted.until is not None:
+        statement = statement.where(decision.c.created_at < wanted.until)
     return paged(connection, statement, decision.c.id, page)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from store_credit import __version__, credentials, schema
-from store_credit.cli import events, lines, serve
-from store_credit.cli.session import Session, console, fail, opened, plain, run, told_in_one_sentence
+from store_credit.cli import events, exchange, keeping, lines, period, reports, serve
+from store_credit.cli.audit import audit_books
+from store_credit.cli.session import (
+    Session,
+    console,
+    fail,
+    moment,
+    opened,
+    plain,
+    run,
+    told_in_one_sentence,
+)
 from store_credit.credentials import Role
-from store_credit.ledger.audit import Finding
-from store_credit.ledger.audit import audit as audit_lines
+from store_credit.settings import duration
+
+OVERLAP_MAX = timedelta(days=365)
+"""The longest that a password outlives its rotation."""
 
 app = typer.Typer(
     help="Store credit for Digital River checkouts.",
@@ -24,9 +36,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 credentials_app = typer.Typer(help="Who may call the service.", no_args_is_help=True)
+lines.app.add_typer(keeping.app)
+lines.app.add_typer(period.app)
 app.add_typer(lines.app, name="lines")
 app.add_typer(events.app, name="events")
+app.add_typer(exchange.export_app, name="export")
+app.command("import")(exchange.import_lines)
 app.add_typer(credentials_app, name="credentials")
+app.add_typer(reports.app, name="report")
 
 
 def main() -> None:
@@ -86,25 +103,20 @@ def demo(
 
 
 @app.command()
-def audit() -> None:
-    """Recompute every credit line from its journal, and name what differs."""
+def audit(
+    digest: Annotated[bool, typer.Option("--digest", help="Print one digest of all journals.")] = False,
+    as_of: Annotated[
+        str | None, typer.Option(help="Of the journals as they were then, such as 2026-11-20T00:00:00Z.")
+    ] = None,
+) -> None:
+    """Recompute every credit line from its journal, and name what differs.
 
-    async def work(session: Session) -> int:
-        return await session.database.read(lambda connection: _print_findings(audit_lines(connection)))
-
-    findings = run(work)
-    if findings:
+    A digest that is kept elsewhere shows later, with --as-of, whether the past was changed.
+    """
+    if as_of is not None and not digest:
+        fail("--as-of is of the digest: give --digest as well.")
+    if not audit_books(with_digest=digest, as_of=moment("--as-of", as_of)):
         raise typer.Exit(1)
-
-
-def _print_findings(findings: Iterable[Finding]) -> int:
-    count = 0
-    for finding in findings:
-        count += 1
-        where = finding.line_id if finding.seq is None else f"{finding.line_id}, entry {finding.seq}"
-        typer.echo(f"{where}: {finding.problem}")
-    typer.echo("The books are right." if count == 0 else f"{count} findings.")
-    return count
 
 
 @credentials_app.command("add")
@@ -114,8 +126,7 @@ def add_credential(
 ) -> None:
     """Add a credential. Its password is generated, and shown this once.
 
-    A name may have several credentials: add a second one to rotate a password, and disable the first
-    by its id when nobody uses it any more.
+    A name may have several credentials; `rotate` replaces those that there are.
     """
     if not name or ":" in name or len(name) > 255 or not name.isprintable():
         fail("The name must be 1 to 255 printable characters without a colon.")
@@ -125,7 +136,40 @@ def add_credential(
         return await session.database.write(credentials.add, name, role, now)
 
     added, password = run(work)
-    sys.stderr.write(f"{added.id}: {name} may call as {role.value}. The password is shown only now:\n")
+    _print_password(added, password)
+
+
+@credentials_app.command("rotate")
+def rotate_credential(
+    name: Annotated[str, typer.Argument(help="The user name whose password is replaced.")],
+    overlap: Annotated[str, typer.Option(help="How long the old password stays valid.")] = "24h",
+    role: Annotated[Role | None, typer.Option(help="Only that of this role.")] = None,
+) -> None:
+    """Give a name a new password, shown this once; the old ones end by themselves after the overlap."""
+    try:
+        lasting = duration(overlap)
+    except ValueError as error:
+        fail(f"--overlap {error}.")
+    if lasting > OVERLAP_MAX:
+        fail(f"--overlap must be at most {OVERLAP_MAX.days}d.")
+
+    async def work(session: Session) -> tuple[credentials.Credential, str]:
+        now = await session.ledger.now()
+        return await session.database.write(credentials.rotate, name, role, now, lasting)
+
+    try:
+        added, password = run(work)
+    except credentials.NothingToRotate:
+        fail(f"No active credential has the name {name!r}{f' and the role {role.value}' if role else ''}.")
+    except credentials.SeveralRoles:
+        fail(f"The credentials of {name!r} have several roles: say which with --role.")
+    _print_password(added, password)
+
+
+def _print_password(added: credentials.Credential, password: str) -> None:
+    """The password alone goes to standard output, for a script to take."""
+    told = f"{added.id}: {added.name} may call as {added.role.value}. The password is shown only now:\n"
+    sys.stderr.write(told)
     typer.echo(password)
 
 
@@ -136,14 +180,15 @@ def list_credentials() -> None:
     async def work(session: Session) -> list[credentials.Credential]:
         return await session.database.read(credentials.listed)
 
-    table = Table("Id", "Name", "Role", "Added", "Disabled", box=None, pad_edge=False)
+    headings = ("Id", "Name", "Role", "Added", "Disabled", "Expires", "Last used")
+    table = Table(*headings, box=None, pad_edge=False)
     for found in run(work):
         table.add_row(
             found.id,
             plain(found.name),
             found.role.value,
-            lines.when(found.created_at),
-            lines.when(found.disabled_at),
+            *(lines.when(moment) for moment in (found.created_at, found.disabled_at)),
+            *(lines.when(moment) for moment in (found.expires_at, found.last_used_at)),
         )
     console().print(table)
 

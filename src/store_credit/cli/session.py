@@ -8,6 +8,7 @@ import getpass
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from alembic.util import CommandError
@@ -17,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
 from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect, is_passing
+from store_credit.fields import instant
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.refusals import Refusal, Unavailable
@@ -113,6 +115,14 @@ def console() -> Console:
 def plain(text: str) -> Text:
     """Text from outside, for the console: neither markup nor control characters in it take effect."""
     return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def moment(option: str, text: str | None) -> datetime | None:
+    """The time that an option gives; one that is none ends the process with a sentence."""
+    try:
+        return instant(text) if text is not None else None
+    except ValueError as error:
+        fail(f"{option} {error}.")
 
 
 def fail(sentence: str) -> NoReturn:

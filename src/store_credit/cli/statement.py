@@ -178,6 +178,14 @@ def _what(story: Story, row: Row) -> str:
         EntryKind.EXPIRED: "Expired: written off",
         EntryKind.VOIDED: "Voided",
         EntryKind.WRITE_OFF_REVERSED: "Write-off reversed",
+        EntryKind.SUSPENDED: "Suspended",
+        EntryKind.RESUMED: "Resumed",
+        EntryKind.CLOSED: "Closed",
+        EntryKind.REOPENED: "Reopened",
+        EntryKind.EXPIRY_SET: "Expiry changed",
+        EntryKind.FLAGGED: "Flagged",
+        EntryKind.FLAG_CLEARED: "Flag cleared",
+        EntryKind.DESCRIBED: "Description changed",
     }[EntryKind(row["kind"])]
 
 

@@ -7,9 +7,11 @@ Identifiers of new rows are minted by the caller, so that the rules stay pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,65 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjust:
+    """Correct a line's balance by a signed amount; needs a reason."""
+
+    line_id: str
+    amount: Decimal
+    """Signed; in the line's own currency."""
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """Suspend, resume, close or reopen a line."""
+
+    line_id: str
+    action: Literal["suspend", "resume", "close", "reopen"]
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class SetExpiry:
+    """Change when a line expires; None means never."""
+
+    line_id: str
+    expires_at: datetime | None
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class SetFlag:
+    """Mark a line for an operator, or take the mark off."""
+
+    line_id: str
+    flag: str
+    raised: bool
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Change what a line is called and how it is shown; figures stay."""
+
+    line_id: str
+    changes: Mapping[str, object]
+    """New values of `name`, `icon_url`, `last_four`, `allow_partial`, `metadata`."""
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseHolds:
+    """End holds by name: one hold, or all that a session has open."""
+
+    holds: tuple[str, ...]
+    """Their ids, as looked up before; those that ended meanwhile are left alone."""
+    line_ids: tuple[str, ...]
+    """Of the lines that they stand on."""
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Release what is past its time on a line that nobody else touches."""
 
@@ -126,7 +187,20 @@ class Settle:
     cause: Cause = Cause(actor="system")
 
 
-Command = Issue | Authorize | Release | Deduct | Return | Settle
+Command = (
+    Issue
+    | Authorize
+    | Release
+    | Deduct
+    | Return
+    | Adjust
+    | SetStatus
+    | SetExpiry
+    | SetFlag
+    | Describe
+    | ReleaseHolds
+    | Settle
+)
 
 
 @dataclass(frozen=True, slots=True)

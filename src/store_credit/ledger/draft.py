@@ -10,10 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from store_credit.ledger import journal
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Cause
+from store_credit.ledger.offers import Offer
 from store_credit.ledger.sources import Source
 from store_credit.ledger.state import (
-    Book,
     Change,
     Deduction,
     Entry,
@@ -40,6 +41,7 @@ class Draft:
         self.now = max(now, line.last_entry_at)
         self.holds: list[Hold] = []
         self.sources: list[Source] = []
+        self.offers: list[Offer] = []
         self._cause = cause
         self._entries: list[Entry] = []
         self._deductions: dict[str, Deduction] = {}
@@ -169,5 +171,6 @@ class Draft:
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),
             sources=tuple(self.sources),
+            offers=tuple(self.offers),
             entries=tuple(self._entries),
         )

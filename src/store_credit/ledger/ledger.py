@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection
 
 from store_credit import bulk, ids
-from store_credit.bulk import Conflict, Row
 from store_credit.database import CommitFailed, Database, is_passing, is_race
 from store_credit.ledger import rules, store
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Command, Policy
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
-from store_credit.ledger.state import Book, Change, Outcome
+from store_credit.ledger.state import Change, Outcome
 from store_credit.ledger.store import Claimed
+from store_credit.ledger.works import Claim, Pending, Record, Result, Work, answer, waiting
+
+__all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
@@ -40,48 +43,9 @@ PAUSE_SECONDS = (0.01, 0.05, 0.2)
 LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
 
 Clock = Callable[[], datetime]
-Record = tuple[Table, Row, Conflict]
-"""A row of the caller's own room, written in the same transaction; the ledger does not know what it is."""
+_Answer = tuple[Pending, Result | Exception]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of a work: an outcome for each of its commands, or the answer to an earlier claim."""
-
-    outcomes: tuple[Outcome, ...]
-    at: datetime
-    earlier_answer: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Makes a work happen once: the same key and fingerprint get the first answer again."""
-
-    key: str
-    fingerprint: str
-    answer: Callable[[Sequence[Outcome]], str]
-    """The answer to keep, for the first time that the key is claimed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Commands that happen together or not at all, with what goes along in the same transaction."""
-
-    commands: tuple[Command, ...]
-    claim: Claim | None = None
-    record: Callable[[Sequence[Outcome], datetime], Iterable[Record]] | None = None
-
-
-@dataclass(slots=True)
-class _Pending:
-    work: Work
-    deadline: float
-    future: asyncio.Future[Result]
-
-
-_Answer = tuple[_Pending, Result | Exception]
 
 
 @dataclass(slots=True)
@@ -118,7 +82,7 @@ class Ledger:
         self._clock = clock or _system_time
         self._deadline_seconds = deadline_seconds
         self._on_commit = on_commit
-        self._queue: deque[_Pending] = deque()
+        self._queue: deque[Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
         self._wanted = 1
@@ -138,7 +102,7 @@ class Ledger:
             raise Unavailable("The ledger has too much to do.")
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._deadline_seconds
-        pending = _Pending(Work(commands, claim, record), deadline, loop.create_future())
+        pending = Pending(Work(commands, claim, record), deadline, loop.create_future())
         self._queue.append(pending)
         if len(self._queue) >= self._wanted:
             self._joined.set()
@@ -185,14 +149,14 @@ class Ledger:
             async with asyncio.timeout(JOIN_SECONDS_MAX):
                 await self._joined.wait()
 
-    def _take(self) -> list[_Pending]:
+    def _take(self) -> list[Pending]:
         """The next batch, without those whose callers are gone or past their deadline."""
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         while self._queue and len(batch) < BATCH_MAX:
-            batch.extend(_waiting([self._queue.popleft()]))
+            batch.extend(waiting([self._queue.popleft()]))
         return batch
 
-    async def _serve(self, batch: list[_Pending], *, again: bool = False) -> None:
+    async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
         try:
             answers = await self._commit(batch)
         except Unavailable as error:
@@ -209,9 +173,9 @@ class Ledger:
                 return
             answers = [(pending, error) for pending in batch]
         for pending, result in answers:
-            _answer(pending.future, result)
+            answer(pending.future, result)
 
-    async def _commit(self, batch: list[_Pending]) -> list[_Answer]:
+    async def _commit(self, batch: list[Pending]) -> list[_Answer]:
         """Run one transaction, again if need be, and never twice: see `store.start_batch`.
 
         Each try leaves out the works whose deadline passed meanwhile.
@@ -219,7 +183,7 @@ class Ledger:
         batch_id = ids.mint("batch")
         unknown: list[_Answer] = []
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
-            if not (batch := _waiting(batch)):
+            if not (batch := waiting(batch)):
                 break
             started = time.perf_counter()
             try:
@@ -252,7 +216,7 @@ class Ledger:
                 _log.exception("a committed transaction could not be counted")
 
     def _run(
-        self, pendings: list[_Pending], batch_id: str, connection: Connection
+        self, pendings: list[Pending], batch_id: str, connection: Connection
     ) -> Sequence[Result | Exception] | None:
         """Load, decide and save, within a transaction. None: the batch was committed before.
 
@@ -270,7 +234,7 @@ class Ledger:
         book, now = store.load(connection, needs, started_at, own_clock=self._own_clock)
         claimed = store.claims(connection, [work.claim.key for work in works if work.claim])
         batch = _Batch(book, claimed, now, [], [], [])
-        in_time = set(map(id, _waiting(pendings)))
+        in_time = set(map(id, waiting(pendings)))
         results = [
             self._decide(batch, pending.work) if id(pending) in in_time else Unavailable(LATE)
             for pending in pendings
@@ -304,21 +268,6 @@ class Ledger:
         if work.record is not None:
             batch.records.extend(work.record(outcomes, batch.now))
         return Result(outcomes, batch.now)
-
-
-def _waiting(batch: list[_Pending]) -> list[_Pending]:
-    """Those whose callers still wait for an answer."""
-    now = time.monotonic()
-    return [pending for pending in batch if not pending.future.done() and now < pending.deadline]
-
-
-def _answer(future: asyncio.Future[Result], result: Result | Exception) -> None:
-    if future.done():  # The caller did not wait.
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
 
 
 def _system_time() -> datetime:

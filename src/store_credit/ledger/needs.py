@@ -7,12 +7,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from store_credit.ledger.commands import (
+    Adjust,
     Authorize,
     Command,
     Deduct,
+    Describe,
     Issue,
     Release,
+    ReleaseHolds,
     Return,
+    SetExpiry,
+    SetFlag,
+    SetStatus,
     Settle,
 )
 from store_credit.ledger.state import Deduction
@@ -28,6 +34,7 @@ class Needs:
     deducts: list[Deduct] = field(default_factory=list)
     source_ids: set[str] = field(default_factory=set)
     hold_keys: set[tuple[str, str]] = field(default_factory=set)
+    hold_ids: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
     """Upstream ids of which some open hold is to be released."""
 
@@ -46,6 +53,11 @@ class Needs:
                 self.upstream_ids.add(command.upstream_id)
             case Return():
                 self.source_ids.add(command.source_id)
+            case ReleaseHolds():
+                self.line_ids.update(command.line_ids)
+                self.hold_ids.update(command.holds)
+            case Adjust() | SetStatus() | SetExpiry() | SetFlag() | Describe():
+                self.line_ids.add(command.line_id)
             case Settle():
                 self.line_ids.add(command.line_id)
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from store_credit import money
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Deduct, Part, Policy, Return
 from store_credit.ledger.draft import Draft
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.ledger.sources import Source
 from store_credit.ledger.state import (
-    Book,
     Change,
     Deduction,
     EntryKind,
@@ -32,6 +32,9 @@ PARTS_MAX = 1_000
 """Cancels and refunds of one source."""
 
 REFERENCES_MAX = 100
+
+BALANCE_MINOR_LIMIT = 10**18
+"""How far below zero orders may take a balance; the databases count to some nine times as much."""
 WHAT_LENGTH_MAX = 2_000
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -56,6 +59,8 @@ def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change
     draft = Draft(book, line, now, command.cause)
     draft.settle()
     deduction, hold = _deduct_new(draft, command, amount)
+    if (offer := book.offers.get(deduction.upstream_id)) is not None:
+        draft.offers.append(replace(offer, spent_at=draft.now))
     returned = _unpark(draft, deduction, told, policy)
     draft.write_off()
     change = draft.change(Reason.DEDUCTED, hold=hold, deduction=replace(deduction, returned=returned))
@@ -126,7 +131,10 @@ def _deductible(command: Deduct, line: Line) -> int | Outcome:
             raise OutOfRange(f"No: {detail}.", "creditLineId")
         return Outcome(Reason.OTHER_CURRENCY, line.last_entry_at, accepted=False, detail=detail)
     try:
-        return money.positive_minor(command.amount, line.currency)
+        amount = money.positive_minor(command.amount, line.currency)
+        if line.balance - amount <= -BALANCE_MINOR_LIMIT:
+            raise money.InvalidAmount("would take the balance below what can be counted")
+        return amount
     except money.InvalidAmount as error:
         detail = f"the amount {error}"
         return Outcome(Reason.INVALID_AMOUNT, line.last_entry_at, accepted=False, detail=detail)

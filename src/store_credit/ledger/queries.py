@@ -12,11 +12,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, RowMapping, Select, Table, and_, func, or_, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    and_,
+    func,
+    or_,
+    select,
+    union,
+)
 
 from store_credit.ledger.state import HoldState, LineStatus
 from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry
 from store_credit.metadata import upstream_key
+
+SPENDABLE_MAX = 100
+"""Lines of one customer that a checkout is shown."""
 
 EXPIRED = "expired"
 """The status shown for an active line past its expiry."""
@@ -40,6 +55,18 @@ class LineFilter:
     status: str | None = None
     currency: str | None = None
     flagged: bool | None = None
+    order_id: str | None = None
+    """From which this order was deducted."""
+    session_id: str | None = None
+    """With a hold or a deduction of this checkout session."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldFilter:
+    """Which holds are wanted; None means any."""
+
+    state: str | None = None
+    opened_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +119,59 @@ def holds(
     return [_settled_hold(row, now) for row in rows], more
 
 
+def all_holds(
+    connection: Connection, wanted: HoldFilter, page: Page, now: datetime
+) -> tuple[list[dict[str, Any]], bool]:
+    """Holds of all lines with their currencies, newest first."""
+    statement = select(hold, credit_line.c.currency).join(credit_line, credit_line.c.id == hold.c.line_id)
+    if wanted.opened_until is not None:
+        statement = statement.where(hold.c.created_at <= wanted.opened_until)
+    if wanted.state is not None:
+        statement = statement.where(_in_state(wanted.state, now))
+    rows, more = paged(connection, statement, hold.c.id, page)
+    return [_settled_hold(row, now) for row in rows], more
+
+
 def deductions(connection: Connection, line_id: str, page: Page) -> tuple[Sequence[RowMapping], bool]:
     """The deductions of a line, newest first."""
     statement = select(deduction).where(deduction.c.line_id == line_id)
     return paged(connection, statement, deduction.c.id, page)
+
+
+def spendable(connection: Connection, customer_id: str, currency: str, now: datetime) -> list[LineFigures]:
+    """A customer's lines with something to spend: soonest expiring first, then oldest."""
+    wanted = LineFilter(customer_id=customer_id, currency=currency, status=LineStatus.ACTIVE)
+    # Lines that were used up are many in the end, and must not take the place of others.
+    worth = _filtered(select(credit_line), wanted, now).where(credit_line.c.balance > 0)
+    statement = worth.limit(SPENDABLE_MAX)
+    ordered = statement.order_by(
+        credit_line.c.expires_at.is_(None), credit_line.c.expires_at, credit_line.c.id
+    )
+    rows = connection.execute(ordered).mappings().all()
+    return [line for line in settled(connection, rows, now) if line.available > 0] if rows else []
+
+
+def customer_holds(connection: Connection, customer_id: str, currency: str) -> list[tuple[str, str]]:
+    """The open holds on a customer's lines: (id, line id) each."""
+    statement = (
+        select(hold.c.id, hold.c.line_id)
+        .join(credit_line, credit_line.c.id == hold.c.line_id)
+        .where(credit_line.c.customer_id == customer_id, credit_line.c.currency == currency)
+        .where(hold.c.state == HoldState.OPEN.value)
+    )
+    return [(row.id, row.line_id) for row in connection.execute(statement)]
+
+
+def hold_places(
+    connection: Connection, *, hold_id: str | None = None, session_id: str | None = None
+) -> list[tuple[str, str]]:
+    """The hold of this id, whatever its state, or the open ones of a session: (id, line id) each."""
+    statement = select(hold.c.id, hold.c.line_id)
+    if hold_id is not None:
+        statement = statement.where(hold.c.id == hold_id)
+    else:
+        statement = statement.where(hold.c.session_id == session_id, hold.c.state == HoldState.OPEN.value)
+    return [(row.id, row.line_id) for row in connection.execute(statement)]
 
 
 def line_id_of(connection: Connection, name: str) -> str | None:
@@ -163,6 +239,16 @@ def _settled_hold(row: RowMapping, now: datetime) -> dict[str, Any]:
     return {**row, **ended}
 
 
+def _in_state(state: str, now: datetime) -> ColumnElement[bool]:
+    """The holds that are shown in this state: an open one past its time is shown as expired."""
+    stored = hold.c.state == state
+    if state == HoldState.OPEN:
+        return and_(stored, hold.c.expires_at > now)
+    if state == HoldState.EXPIRED:
+        return or_(stored, and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now))
+    return stored
+
+
 def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Select[Any]:
     columns = credit_line.c
     if wanted.upstream_id is not None:
@@ -173,12 +259,26 @@ def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Sele
         statement = statement.where(columns.currency == wanted.currency)
     if wanted.flagged is not None:
         statement = statement.where((columns.flags != "") == wanted.flagged)
+    if wanted.order_id is not None:
+        statement = statement.where(columns.id.in_(_lines_with(deduction, "order_id", wanted.order_id)))
+    if wanted.session_id is not None:
+        places = [_lines_with(table, "session_id", wanted.session_id) for table in (hold, deduction)]
+        statement = statement.where(columns.id.in_(union(*places)))
     if wanted.status is None:
         return statement
-    if wanted.status not in (LineStatus.ACTIVE, EXPIRED):
-        return statement.where(columns.status == wanted.status)
+    return _with_status(statement, wanted.status, now)
+
+
+def _lines_with(table: Table, name: str, value: str) -> Select[Any]:
+    return select(table.c.line_id).where(table.c[name] == value)
+
+
+def _with_status(statement: Select[Any], status: str, now: datetime) -> Select[Any]:
+    columns = credit_line.c
+    if status not in (LineStatus.ACTIVE, EXPIRED):
+        return statement.where(columns.status == status)
     is_active = columns.status == LineStatus.ACTIVE.value
-    if wanted.status == EXPIRED:
+    if status == EXPIRED:
         return statement.where(and_(is_active, columns.expires_at <= now))
     return statement.where(and_(is_active, or_(columns.expires_at.is_(None), columns.expires_at > now)))
 

@@ -2,6 +2,8 @@
 
 Refusal             a rule says no
   OutOfRange        a value that no credit line can have
+  UnknownLine       there is no such credit line
+  NotAllowed        not in the state that the line is in
   AlreadyExists     the name is taken
   KeyReused         the same claim was made before, by another request
 Unavailable         the ledger could not answer in time: nothing was approved, try again
@@ -21,6 +23,14 @@ class Refusal(Exception):
 
 class OutOfRange(Refusal):
     """A value that no credit line can have."""
+
+
+class UnknownLine(Refusal):
+    """There is no such credit line."""
+
+
+class NotAllowed(Refusal):
+    """Not in the state that the line is in."""
 
 
 class AlreadyExists(Refusal):

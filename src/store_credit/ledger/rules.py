@@ -12,21 +12,28 @@ from datetime import datetime
 from typing import assert_never
 
 from store_credit import money
-from store_credit.ledger import journal, orders
+from store_credit.ledger import journal, keeping, orders
+from store_credit.ledger.book import Book
 from store_credit.ledger.commands import (
+    Adjust,
     Authorize,
     Command,
     Deduct,
+    Describe,
     Issue,
     Policy,
     Release,
+    ReleaseHolds,
     Return,
+    SetExpiry,
+    SetFlag,
+    SetStatus,
     Settle,
 )
 from store_credit.ledger.draft import Draft
+from store_credit.ledger.offers import Offer
 from store_credit.ledger.refusals import AlreadyExists, OutOfRange
 from store_credit.ledger.state import (
-    Book,
     Change,
     EntryKind,
     Hold,
@@ -51,6 +58,8 @@ def decide(book: Book, command: Command, now: datetime, policy: Policy) -> Chang
             return orders.give_back(book, command, now, policy)
         case Issue():
             return issue(book, command, now)
+        case Adjust() | SetStatus() | SetExpiry() | SetFlag() | Describe() | ReleaseHolds():
+            return keeping.decide(book, command, now)
         case Settle():
             return settle(book, command, now)
         case _:
@@ -97,10 +106,17 @@ def authorize(book: Book, command: Authorize, now: datetime, policy: Policy) -> 
         return draft.change(Reason.INVALID_AMOUNT, accepted=False, detail=str(error))
     if (line.id, command.session_id) in book.completed_sessions:
         return draft.change(Reason.SESSION_COMPLETED, accepted=False)
+    offer = book.offers.get(command.upstream_id)
+    if offer is not None and (refused := _refused_offer(offer, command, draft.now)) is not None:
+        return draft.change(refused, accepted=False)
     earlier = draft.open_hold(command.session_id, command.upstream_id)
     available = max(0, draft.line.unheld + (earlier.amount if earlier else 0))
+    if offer is not None:
+        available = min(available, offer.amount)
+        draft.offers.append(replace(offer, session_id=command.session_id))
     partial = line.allow_partial if line.allow_partial is not None else policy.partial_approval
     if asked > available and not (partial and available > 0):
+        draft.offers.clear()
         return draft.change(Reason.INSUFFICIENT_CREDIT, accepted=False)
     return _hold(draft, command, earlier, asked, min(asked, available), policy)
 
@@ -145,6 +161,15 @@ def _blocked(draft: Draft) -> Reason | None:
     if draft.line.is_expired(draft.now):
         return Reason.LINE_EXPIRED
     return None
+
+
+def _refused_offer(offer: Offer, command: Authorize, now: datetime) -> Reason | None:
+    """Why this session can not use the offer, if so."""
+    if offer.spent_at is not None:
+        return Reason.OFFER_SPENT
+    if offer.session_id not in (None, command.session_id):
+        return Reason.OFFER_OF_ANOTHER_SESSION
+    return Reason.OFFER_EXPIRED if now >= offer.expires_at else None
 
 
 def _hold(

@@ -5,12 +5,12 @@ Amounts are integers in the minor unit of the line's currency; times are aware a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from store_credit.ledger.commands import Issue
+from store_credit.ledger.commands import Describe, Issue
+from store_credit.ledger.offers import Offer
 from store_credit.ledger.sources import Source
 
 
@@ -41,6 +41,15 @@ class EntryKind(StrEnum):
     """The unheld balance of a line past its expiry was written off."""
     VOIDED = "voided"
     WRITE_OFF_REVERSED = "write_off_reversed"
+    # What moves no money, and is explained all the same.
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    CLOSED = "closed"
+    REOPENED = "reopened"
+    EXPIRY_SET = "expiry_set"
+    FLAGGED = "flagged"
+    FLAG_CLEARED = "flag_cleared"
+    DESCRIBED = "described"
 
 
 class Flag(StrEnum):
@@ -164,6 +173,9 @@ class Reason(StrEnum):
     INVALID_AMOUNT = "invalid_amount"
     SESSION_COMPLETED = "session_completed"
     INSUFFICIENT_CREDIT = "insufficient_credit"
+    OFFER_EXPIRED = "offer_expired"
+    OFFER_SPENT = "offer_spent"
+    OFFER_OF_ANOTHER_SESSION = "offer_of_another_session"
     RELEASED = "released"
     NOTHING_HELD = "nothing_held"
     SEVERAL_HOLDS = "several_holds"
@@ -178,6 +190,8 @@ class Reason(StrEnum):
     PARKED = "parked"
     """A return of a source that was not deducted yet; it is applied with its deduction."""
     REASSIGNED = "reassigned"
+    ADJUSTED = "adjusted"
+    CHANGED = "changed"
     ISSUED = "issued"
     SETTLED = "settled"
 
@@ -198,6 +212,8 @@ class Outcome:
     """What this command gave back, in minor units."""
     unparked: tuple[str, ...] = ()
     """References of the returns that waited for this deduction."""
+    ended: tuple[Hold, ...] = ()
+    """The holds that an operator's release ended."""
     awaited: bool = False
     """An order named this source before, when its line was not known."""
 
@@ -211,70 +227,22 @@ class Change:
     holds: tuple[Hold, ...] = ()
     deductions: tuple[Deduction, ...] = ()
     sources: tuple[Source, ...] = ()
+    offers: tuple[Offer, ...] = ()
     entries: tuple[Entry, ...] = ()
     opened: Issue | None = None
     """The command that opened the line, when it is new."""
+    described: Describe | None = None
+    """The command that changed how the line is shown."""
 
     def beside(self, other: Change) -> Change:
         """This change together with another of the same command."""
         return replace(
             self,
+            outcome=self.outcome if self.outcome.accepted else other.outcome,
             lines=(*other.lines, *self.lines),
             holds=(*other.holds, *self.holds),
             deductions=(*other.deductions, *self.deductions),
             sources=(*other.sources, *self.sources),
+            offers=(*other.offers, *self.offers),
             entries=(*other.entries, *self.entries),
         )
-
-
-@dataclass(slots=True)
-class Book:
-    """The loaded part of the ledger that one transaction works on.
-
-    The rules only look things up in it; `apply` takes in what they decided. Of holds it has the open
-    ones that the batch names and those that are past their time, not necessarily all of a line.
-    """
-
-    lines: dict[str, Line] = field(default_factory=dict)
-    line_ids: dict[str, str] = field(default_factory=dict)
-    """Line id by upstream id."""
-    open_holds: dict[str, dict[HoldKey, Hold]] = field(default_factory=dict)
-    """Open holds by line id and key."""
-    deductions: dict[str, Deduction] = field(default_factory=dict)
-    """Deductions by source id."""
-    sources: dict[str, Source] = field(default_factory=dict)
-    completed_sessions: set[tuple[str, str]] = field(default_factory=set)
-    """(line id, session id) of which an order was deducted."""
-
-    def line_of(self, upstream_id: str | None) -> Line | None:
-        line_id = self.line_ids.get(upstream_id) if upstream_id is not None else None
-        return self.lines.get(line_id) if line_id is not None else None
-
-    def holds_of(self, line_id: str) -> Mapping[HoldKey, Hold]:
-        return self.open_holds.get(line_id, {})
-
-    def add_line(self, line: Line) -> None:
-        self.lines[line.id] = line
-        self.line_ids[line.upstream_id] = line.id
-
-    def add_hold(self, hold: Hold) -> None:
-        holds = self.open_holds.setdefault(hold.line_id, {})
-        if hold.state == HoldState.OPEN:
-            holds[hold.key] = hold
-        elif (known := holds.get(hold.key)) is not None and known.id == hold.id:
-            del holds[hold.key]
-
-    def add_deduction(self, deduction: Deduction) -> None:
-        self.deductions[deduction.source_id] = deduction
-        if deduction.session_id is not None:
-            self.completed_sessions.add((deduction.line_id, deduction.session_id))
-
-    def apply(self, change: Change) -> None:
-        for line in change.lines:
-            self.add_line(line)
-        for hold in change.holds:
-            self.add_hold(hold)
-        for deduction in change.deductions:
-            self.add_deduction(deduction)
-        for source in change.sources:
-            self.sources[source.id] = source

@@ -14,7 +14,15 @@ from typing import Any
 from sqlalchemy import BindParameter, Column, ColumnElement, Connection, bindparam, null, text
 from sqlalchemy.sql.selectable import TextualSelect
 
-from store_credit.ledger.tables import claim, credit_line, deduction, hold, ledger_batch, source
+from store_credit.ledger.tables import (
+    claim,
+    credit_line,
+    deduction,
+    hold,
+    ledger_batch,
+    offer,
+    source,
+)
 from store_credit.metadata import Moment
 
 
@@ -137,6 +145,22 @@ DUE_HOLDS = Query(
     {"line_ids": "text"},
 )
 
+_OFFER = [
+    offer.c.upstream_id,
+    offer.c.line_id,
+    offer.c.amount,
+    offer.c.expires_at,
+    offer.c.session_id,
+    offer.c.spent_at,
+]
+"""In the order of the fields of `offers.Offer`."""
+
+OFFERS = Query(
+    f"SELECT {_names(_OFFER)} FROM offer WHERE upstream_id = ANY(:ids)",
+    _OFFER,
+    {"ids": "text"},
+)
+
 SESSION_HOLDS = Query(
     # By session alone, of which each has few: pairs of session and upstream id would be joined with all
     # open holds, on both databases.
@@ -153,6 +177,8 @@ RELEASED_HOLDS = Query(
     _HOLD,
     {"keys": "bytea"},
 )
+
+HOLDS_BY_ID = Query(f"{_OPEN_HOLDS} AND id = ANY(:ids)", _HOLD, {"ids": "text"})
 
 COMPLETED_SESSIONS = Query(
     "SELECT line_id, session_id FROM deduction"

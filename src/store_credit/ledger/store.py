@@ -8,35 +8,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from store_credit import bulk
-from store_credit.bulk import Row
-from store_credit.ledger.commands import Issue
+from store_credit.ledger.book import Book
+from store_credit.ledger.commands import Describe
 from store_credit.ledger.needs import Needs
-from store_credit.ledger.sources import Returned, Source
+from store_credit.ledger.offers import PREFIX, Offer
+from store_credit.ledger.rows import (
+    hold_row,
+    line_row,
+    new_line_row,
+    plain_row,
+    read_hold,
+    read_line,
+    read_source,
+    source_row,
+)
 from store_credit.ledger.state import (
-    Book,
     Change,
     Deduction,
-    Hold,
     HoldState,
-    Line,
-    LineStatus,
 )
 from store_credit.ledger.statements import (
     CLAIMS,
     COMPLETED_SESSIONS,
     DEDUCTIONS,
     DUE_HOLDS,
+    HOLDS_BY_ID,
     LINES,
     LOCK_SOURCES,
+    OFFERS,
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
@@ -48,12 +54,10 @@ from store_credit.ledger.tables import (
     hold,
     ledger_batch,
     ledger_entry,
+    offer,
     source,
 )
 from store_credit.metadata import upstream_key
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +92,16 @@ def load(
         source_ids = sorted(needs.source_ids)
         for source_id, told, order_id, parked_at in _lock_sources(connection, source_ids):
             if told is not None:
-                book.sources[source_id] = _source(source_id, told, order_id, parked_at)
+                book.sources[source_id] = read_source(source_id, told, order_id, parked_at)
         for row in DEDUCTIONS.rows(connection, ids=source_ids):
             book.add_deduction(Deduction(*row))
         line_ids.update(spent.line_id for spent in book.deductions.values())
         needs.add_spent_holds(book.deductions.values())
+    line_ids.update(_offered_lines(connection, needs.upstream_ids))
     locked_at = _load_lines(connection, book, needs.upstream_ids, line_ids)
     now = max(started_at, locked_at) if own_clock and locked_at is not None else started_at
     if book.lines:
+        _load_offers(connection, book, needs.upstream_ids)
         needs.add_holds_on_named_lines({line.id: line.upstream_id for line in book.lines.values()})
         _load_holds(connection, book, needs, now)
         _load_completed_sessions(connection, book, needs)
@@ -111,6 +117,19 @@ def _lock_sources(connection: Connection, source_ids: list[str]) -> list[Any]:
             return rows
 
 
+def _offered_lines(connection: Connection, upstream_ids: set[str]) -> list[str]:
+    """The lines that offers among these ids name. That never changes, so no lock is needed."""
+    ids = [upstream_id for upstream_id in upstream_ids if upstream_id.startswith(PREFIX)]
+    return [row[1] for row in OFFERS.rows(connection, ids=ids)] if ids else []
+
+
+def _load_offers(connection: Connection, book: Book, upstream_ids: set[str]) -> None:
+    """Read again once their lines are locked: nobody else changes them now."""
+    ids = [upstream_id for upstream_id in upstream_ids if upstream_id.startswith(PREFIX)]
+    if ids:
+        book.offers.update((row[0], Offer(*row)) for row in OFFERS.rows(connection, ids=ids))
+
+
 def _load_lines(
     connection: Connection, book: Book, upstream_ids: set[str], line_ids: set[str]
 ) -> datetime | None:
@@ -119,7 +138,7 @@ def _load_lines(
     keys = [upstream_key(upstream_id) for upstream_id in upstream_ids]
     locked_at = None
     for *figures, clock in LINES.rows(connection, keys=keys, ids=list(line_ids)):
-        book.add_line(_line(figures))
+        book.add_line(read_line(figures))
         locked_at = clock
     return locked_at
 
@@ -131,6 +150,8 @@ def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime)
     if needs.hold_keys:
         sessions = list({session for session, _ in needs.hold_keys})
         _add_holds(book, SESSION_HOLDS.rows(connection, session_ids=sessions))
+    if needs.hold_ids:
+        _add_holds(book, HOLDS_BY_ID.rows(connection, ids=list(needs.hold_ids)))
     if needs.released:
         # More than the batch can end, those past their time aside, which are all loaded already: a
         # rule must see that there are several.
@@ -141,7 +162,7 @@ def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime)
 
 def _add_holds(book: Book, rows: Iterable[Any]) -> None:
     for row in rows:
-        book.add_hold(_hold(row))
+        book.add_hold(read_hold(row))
 
 
 def _load_completed_sessions(connection: Connection, book: Book, needs: Needs) -> None:
@@ -164,21 +185,27 @@ def save(connection: Connection, changes: Sequence[Change], now: datetime) -> No
     opened = {change.opened.line_id: change.opened for change in changes if change.opened}
     holds = {held.id: held for change in changes for held in change.holds}
     deductions = {spent.id: spent for change in changes for spent in change.deductions}
-    new = [_new_line_row(lines[line_id], issue, now) for line_id, issue in opened.items()]
-    known = [_line_row(line, now) for line in lines.values() if line.id not in opened]
+    new = [new_line_row(lines[line_id], issue, now) for line_id, issue in opened.items()]
+    known = [line_row(line, now) for line in lines.values() if line.id not in opened]
     bulk.insert(connection, credit_line, sorted(new, key=lambda row: row["upstream_key"]))
     bulk.update_by_id(connection, credit_line, known)
-    bulk.insert(connection, deduction, [_row(spent) for spent in deductions.values()], "replace")
-    bulk.insert(connection, hold, [_hold_row(held) for held in holds.values()], "replace")
+    bulk.insert(connection, deduction, [plain_row(spent) for spent in deductions.values()], "replace")
+    bulk.insert(connection, hold, [hold_row(held) for held in holds.values()], "replace")
     sources = {told.id: told for change in changes for told in change.sources}
-    bulk.update_by_id(connection, source, [_source_row(told) for told in sources.values()])
-    entries = [_row(entry) for change in changes for entry in change.entries]
+    bulk.update_by_id(connection, source, [source_row(told) for told in sources.values()])
+    offers = {used.upstream_id: used for change in changes for used in change.offers}
+    for used in offers.values():
+        _use_offer(connection, used)
+    for change in changes:
+        if change.described is not None:
+            _describe(connection, change.described)
+    entries = [plain_row(entry) for change in changes for entry in change.entries]
     bulk.insert(connection, ledger_entry, entries)
 
 
 def save_claims(connection: Connection, made: Iterable[Claimed], now: datetime) -> None:
     """Keep new claims. One that another process made meanwhile fails the whole batch."""
-    rows = [_row(claimed) | {"created_at": now} for claimed in made]
+    rows = [plain_row(claimed) | {"created_at": now} for claimed in made]
     bulk.insert(connection, claim, sorted(rows, key=lambda row: row["key"]))
 
 
@@ -209,79 +236,14 @@ def current_time(connection: Connection) -> datetime:
     return now
 
 
-def _line(row: Any) -> Line:
-    flags = frozenset(filter(None, row[-1].split(",")))
-    values: list[Any] = [*row[:3], LineStatus(row[3]), *row[4:-1], flags]
-    return Line(*values)
+def _use_offer(connection: Connection, used: Offer) -> None:
+    statement = update(offer).where(offer.c.upstream_id == used.upstream_id)
+    connection.execute(statement.values(session_id=used.session_id, spent_at=used.spent_at))
 
 
-def _hold(row: Any) -> Hold:
-    values: list[Any] = [*row[:5], HoldState.OPEN, *row[6:]]
-    return Hold(*values)
-
-
-@cache
-def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
-    names = tuple(field.name for field in fields(kind))
-    return names, attrgetter(*names)
-
-
-def _row(value: DataclassInstance) -> Row:
-    names, values = _fields(type(value))
-    return dict(zip(names, values(value), strict=True))
-
-
-def _hold_row(held: Hold) -> Row:
-    return _row(held) | {"upstream_key": upstream_key(held.upstream_id)}
-
-
-def _source_row(told: Source) -> Row:
-    facts = asdict(told)
-    del facts["id"], facts["order_id"], facts["parked_at"]
-    row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}
-    return row | {"parked_at": told.parked_at}
-
-
-def _source(source_id: str, told: str, order_id: str | None, parked_at: datetime | None) -> Source:
-    facts = json.loads(told)
-    for kind in ("cancelled", "refunded"):
-        facts[kind] = Returned(**facts[kind])
-    facts["references"] = tuple(facts["references"])
-    return Source(source_id, order_id=order_id, parked_at=parked_at, **facts)
-
-
-def _line_row(line: Line, now: datetime) -> Row:
-    return {
-        "id": line.id,
-        "status": line.status,
-        "balance": line.balance,
-        "held": line.held,
-        "written_off": line.written_off,
-        "seq": line.seq,
-        "head_hash": line.head_hash,
-        "allow_partial": line.allow_partial,
-        "expires_at": line.expires_at,
-        "due_at": _due_at(line, now),
-        "flags": ",".join(sorted(line.flags)),
-        "last_entry_at": line.last_entry_at,
-    }
-
-
-def _new_line_row(line: Line, issue: Issue, now: datetime) -> Row:
-    return _line_row(line, now) | {
-        "upstream_id": line.upstream_id,
-        "upstream_key": upstream_key(line.upstream_id),
-        "customer_id": issue.customer_id,
-        "currency": line.currency,
-        "name": issue.name,
-        "icon_url": issue.icon_url,
-        "last_four": issue.last_four,
-        "metadata": json.dumps(issue.metadata),
-        "created_at": now,
-    }
-
-
-def _due_at(line: Line, now: datetime) -> datetime | None:
-    """When the sweeper must look at the line; None when there is nothing left to write off by itself."""
-    waiting = line.expires_at is not None and (line.expires_at > now or line.unheld > 0)
-    return line.expires_at if waiting and line.status != LineStatus.CLOSED else None
+def _describe(connection: Connection, command: Describe) -> None:
+    values = dict(command.changes)
+    if "metadata" in values:
+        values["metadata"] = json.dumps(values["metadata"])
+    statement = update(credit_line).where(credit_line.c.id == command.line_id)
+    connection.execute(statement.values({credit_line.c[name]: value for name, value in values.items()}))

@@ -111,6 +111,7 @@ deduction = Table(
     CheckConstraint("amount > 0", name="amount_positive"),
     CheckConstraint("returned >= 0 AND returned <= amount", name="returned_within_amount"),
     Index(None, "session_id", "line_id"),
+    Index(None, "order_id"),
     Index(None, "line_id", "id"),
 )
 
@@ -164,6 +165,22 @@ claim = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("answer", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
+)
+
+offer = Table(
+    "offer",
+    metadata,
+    # Minted: see ledger.offers.
+    Column("upstream_id", minted(), primary_key=True),
+    Column("line_id", minted(), ForeignKey(credit_line.c.id), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("session_id", String(ID_LENGTH_MAX)),
+    Column("spent_at", Moment),
+    Column("session_upstream_id", String(ID_LENGTH_MAX)),
+    Column("created_at", Moment, nullable=False),
+    CheckConstraint("amount > 0", name="amount_positive"),
+    Index(None, "line_id"),
 )
 
 ledger_batch = Table(

@@ -1,11 +1,15 @@
-"""What the merchant API's routes share about lists and ids."""
+"""What the merchant API's routes share: pages of lists, and looking a line up by its id."""
 
 from __future__ import annotations
 
+from sqlalchemy import Connection
+
 from store_credit.errors import NotFound
-from store_credit.ledger.queries import Page
+from store_credit.ledger import queries
+from store_credit.ledger.queries import LineFigures, Page
 from store_credit.merchant.schemas import PageQuery
 from store_credit.metadata import ID_LENGTH_MAX
+from store_credit.service import Service
 
 
 def page_of(query: PageQuery) -> Page:
@@ -17,3 +21,16 @@ def stored_id(value: str, noun: str) -> str:
     if len(value) > ID_LENGTH_MAX or "\0" in value:
         raise NotFound.of(noun)
     return value
+
+
+async def line_of(service: Service, line_id: str) -> LineFigures:
+    """The line of this id, its figures settled. Raises NotFound."""
+
+    def read(connection: Connection) -> LineFigures | None:
+        return queries.line(connection, line_id, service.ledger.now_within(connection))
+
+    stored_id(line_id, "credit line")
+    found = await service.database.read(read)
+    if found is None:
+        raise NotFound.of("credit line")
+    return found

@@ -11,8 +11,9 @@ from sqlalchemy import RowMapping
 
 from store_credit.fields import time_text
 from store_credit.ledger.commands import Issue
-from store_credit.ledger.queries import LineFigures
-from store_credit.ledger.state import Line
+from store_credit.ledger.queries import EXPIRED, LineFigures
+from store_credit.ledger.reports import PastLine
+from store_credit.ledger.state import Line, LineStatus
 from store_credit.money import to_number
 
 Shown = dict[str, Any]
@@ -47,6 +48,21 @@ def line(figures: LineFigures) -> Shown:
     }
 
 
+def past_line(today: LineFigures, then: PastLine) -> Shown:
+    """A line with the status and figures of a past instant; how it is called and flagged is today's."""
+    row = {**today.row, "last_entry_at": then.last_entry_at}
+    return line(LineFigures(_as_row(row), then.status, then.balance, then.held, then.available))
+
+
+def changed_line(before: LineFigures, after: Line, at: datetime, changes: Row) -> Shown:
+    """A line as one transaction left it, with what that changed of its description."""
+    row = {**before.row, **changes, "expires_at": after.expires_at, "allow_partial": after.allow_partial}
+    row |= {"flags": ",".join(sorted(after.flags)), "last_entry_at": after.last_entry_at}
+    expired = after.status == LineStatus.ACTIVE and after.is_expired(at)
+    status = EXPIRED if expired else after.status.value
+    return line(LineFigures(_as_row(row), status, after.balance, after.held, after.available(at)))
+
+
 def issued_line(command: Issue, issued: Line, at: datetime) -> Shown:
     """A line in the moment of its issue, before it can be read."""
     row: Any = {
@@ -65,6 +81,11 @@ def issued_line(command: Issue, issued: Line, at: datetime) -> Shown:
         "metadata": json.dumps(command.metadata),
     }
     return line(LineFigures(row, issued.status.value, issued.balance, issued.held, issued.balance))
+
+
+def _as_row(row: dict[str, Any]) -> Any:
+    """A mapping in the place of a row of the database."""
+    return row
 
 
 def entry(row: Row, currency: str) -> Shown:

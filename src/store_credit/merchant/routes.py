@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
-from sqlalchemy import Connection
+from fastapi import APIRouter, Depends, Query, Request
 
 from store_credit import ids, money
 from store_credit.body import parse
 from store_credit.callouts.queries import DecisionFilter, decisions
 from store_credit.errors import BadRequest, NotFound
-from store_credit.ledger import queries
+from store_credit.ledger import queries, reports
 from store_credit.ledger.commands import Cause, Issue
-from store_credit.ledger.ledger import Claim
 from store_credit.ledger.queries import LineFigures, LineFilter, Page
 from store_credit.ledger.state import Outcome
 from store_credit.merchant import rendering, schemas
-from store_credit.merchant.paging import page_of, stored_id
+from store_credit.merchant.idempotency import IdempotencyKey, execute_once
+from store_credit.merchant.paging import line_of, page_of
 from store_credit.openapi import answers, takes
 from store_credit.responses import Json
 from store_credit.security import Principal, may_read, may_write
-from store_credit.service import Service, TheService
+from store_credit.service import TheService
 
 router = APIRouter()
 
 Writer = Annotated[Principal, Depends(may_write)]
-IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
 _READ: Any = {"dependencies": [Depends(may_read)]}
 _LISTED: Any = {**_READ, "responses": answers(400, 401, 403, 404, 429, 503)}
@@ -50,15 +46,21 @@ async def issue(
     asked = await parse(request, schemas.CreditLineRequest)
     command = _issue(asked, Cause(writer.name, asked.reason, idempotency_key=idempotency_key))
 
-    def answer(outcomes: Sequence[Outcome]) -> str:
+    def answer(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         outcome = outcomes[0]
         assert outcome.line is not None
-        return json.dumps(rendering.issued_line(command, outcome.line, outcome.at))
+        return rendering.issued_line(command, outcome.line, outcome.at)
 
-    result = await service.ledger.execute(command, claim=_claim(idempotency_key, asked, command, answer))
-    if result.earlier_answer is not None:
-        return Json(json.loads(result.earlier_answer), 201, {"Idempotent-Replayed": "true"})
-    return Json(json.loads(answer(result.outcomes)), 201)
+    # Of the amount its minor units count: 100 and 100.0 are one request.
+    content = asked.model_dump(exclude={"amount"}) | {"amount_minor": command.amount_minor}
+    return await execute_once(
+        service.ledger,
+        [command],
+        key=idempotency_key,
+        request=("POST /credit-lines", content),
+        answer=answer,
+        status=201,
+    )
 
 
 @router.get(
@@ -70,16 +72,26 @@ async def issue(
 )
 async def list_lines(service: TheService, query: Annotated[schemas.LineQuery, Query()]) -> Json:
     """Credit lines, newest first."""
-    wanted = LineFilter(query.upstream_id, query.customer_id, query.status, query.currency, query.flagged)
+    wanted = LineFilter(**query.model_dump(exclude={"limit", "starting_after", "ending_before"}))
     now = await service.ledger.now()
     rows, more = await service.database.read(queries.lines, wanted, page_of(query), now)
     return Json(rendering.listed(rows, more, rendering.line))
 
 
 @router.get("/credit-lines/{id}", tags=["Credit lines"], response_model=schemas.CreditLine, **_LISTED)
-async def show_line(service: TheService, id: str) -> Json:  # noqa: A002
-    """One credit line."""
-    return Json(rendering.line(await _line(service, id)))
+async def show_line(
+    service: TheService,
+    id: str,  # noqa: A002
+    query: Annotated[schemas.AsOfQuery, Query()],
+) -> Json:
+    """One credit line; with `asOf`, its status and figures as its journal had them then."""
+    line = await line_of(service, id)
+    if query.as_of is None:
+        return Json(rendering.line(line))
+    then = await service.database.read(reports.line_as_of, id, query.as_of)
+    if then is None:
+        raise NotFound.of("credit line")
+    return Json(rendering.past_line(line, then))
 
 
 @router.get(
@@ -94,7 +106,7 @@ async def list_entries(
     query: Annotated[schemas.PageQuery, Query()],
 ) -> Json:
     """The journal of a credit line, oldest entry first."""
-    line = await _line(service, id)
+    line = await line_of(service, id)
     page = Page(
         query.limit,
         _seq("startingAfter", query.starting_after, line),
@@ -116,7 +128,7 @@ async def list_holds(
     query: Annotated[schemas.PageQuery, Query()],
 ) -> Json:
     """The holds of a credit line, newest first, ended ones included."""
-    line = await _line(service, id)
+    line = await line_of(service, id)
     now = await service.ledger.now()
     rows, more = await service.database.read(queries.holds, line.row["id"], page_of(query), now)
     return Json(rendering.listed(rows, more, lambda row: rendering.hold(row, line.row["currency"])))
@@ -134,7 +146,7 @@ async def list_deductions(
     query: Annotated[schemas.PageQuery, Query()],
 ) -> Json:
     """The deductions of a credit line, newest first."""
-    line = await _line(service, id)
+    line = await line_of(service, id)
     rows, more = await service.database.read(queries.deductions, line.row["id"], page_of(query))
     return Json(rendering.listed(rows, more, lambda row: rendering.deduction(row, line.row["currency"])))
 
@@ -151,7 +163,7 @@ async def list_line_decisions(
     query: Annotated[schemas.PageQuery, Query()],
 ) -> Json:
     """Every answer given to Digital River about a credit line, newest first."""
-    line = await _line(service, id)
+    line = await line_of(service, id)
     wanted = DecisionFilter(line_id=line.row["id"])
     rows, more = await service.database.read(decisions, wanted, page_of(query))
     return Json(rendering.listed(rows, more, rendering.decision))
@@ -166,7 +178,7 @@ async def list_line_decisions(
 )
 async def list_decisions(service: TheService, query: Annotated[schemas.DecisionQuery, Query()]) -> Json:
     """Every answer given to Digital River, newest first, also for ids that no line has."""
-    wanted = DecisionFilter(upstream_id=query.upstream_id, session_id=query.session_id)
+    wanted = DecisionFilter(None, query.upstream_id, query.session_id, query.since, query.until)
     rows, more = await service.database.read(decisions, wanted, page_of(query))
     return Json(rendering.listed(rows, more, rendering.decision))
 
@@ -192,20 +204,6 @@ def _issue(asked: schemas.CreditLineRequest, cause: Cause) -> Issue:
     )
 
 
-def _claim(
-    key: str | None,
-    asked: schemas.CreditLineRequest,
-    command: Issue,
-    answer: Callable[[Sequence[Outcome]], str],
-) -> Claim | None:
-    """Of the amount its minor units count: 100 and 100.0 are one request."""
-    if key is None:
-        return None
-    request = asked.model_dump(exclude={"amount"}) | {"amount_minor": command.amount_minor}
-    content = json.dumps(["POST /credit-lines", request], sort_keys=True, default=str)
-    return Claim(f"key:{key}", hashlib.sha256(content.encode()).hexdigest(), answer)
-
-
 def _seq(parameter: str, cursor: str | None, line: LineFigures) -> int | None:
     """The sequence number that a cursor names: `<line id>.<seq>`, or the number alone."""
     if cursor is None:
@@ -214,14 +212,3 @@ def _seq(parameter: str, cursor: str | None, line: LineFigures) -> int | None:
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
         raise BadRequest.parameter(parameter, "The cursor names no entry of this line.")
     return int(number)
-
-
-async def _line(service: Service, line_id: str) -> LineFigures:
-    def read(connection: Connection) -> LineFigures | None:
-        return queries.line(connection, line_id, service.ledger.now_within(connection))
-
-    stored_id(line_id, "credit line")
-    found = await service.database.read(read)
-    if found is None:
-        raise NotFound.of("credit line")
-    return found

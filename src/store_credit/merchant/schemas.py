@@ -49,6 +49,9 @@ _PlainValue = Annotated[
 Metadata = Annotated[dict[str, _PlainValue], AfterValidator(_bounded_metadata)]
 
 
+Reason = Annotated[Text, Field(min_length=1)]
+
+
 class CreditLineRequest(StrictRequest):
     """A new credit line."""
 
@@ -71,7 +74,9 @@ class CreditLineRequest(StrictRequest):
     metadata: Metadata = Field(default_factory=dict, description="At most 50 keys with plain values.")
 
 
-class _Shown(BaseModel):
+class Shown(BaseModel):
+    """A body that we answer with."""
+
     model_config = ConfigDict(alias_generator=to_camel, validate_by_alias=True)
 
 
@@ -79,7 +84,7 @@ Number = Annotated[float, Field(json_schema_extra={"type": "number"})]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-class CreditLine(_Shown):
+class CreditLine(Shown):
     """A credit line, its figures settled at the time of the answer."""
 
     id: str = Field(examples=["cl_01kajw2v9ye8g5q1bmbdsm0c9t"])
@@ -101,7 +106,7 @@ class CreditLine(_Shown):
     metadata: dict[str, str | int | float | bool | None]
 
 
-class Entry(_Shown):
+class Entry(Shown):
     """One row of the journal. `amount` and `held` are signed changes."""
 
     id: str
@@ -122,7 +127,10 @@ class Entry(_Shown):
     hash: str
 
 
-class Hold(_Shown):
+HoldState = Literal["open", "consumed", "released", "expired"]
+
+
+class Hold(Shown):
     """Credit promised to one checkout session."""
 
     id: str
@@ -131,14 +139,14 @@ class Hold(_Shown):
     session_upstream_id: str | None
     upstream_id: str
     amount: Number
-    state: Literal["open", "consumed", "released", "expired"]
+    state: HoldState
     created_time: Moment
     expires_time: Moment
     ended_time: Moment | None
     deduction_id: str | None
 
 
-class Deduction(_Shown):
+class Deduction(Shown):
     """Credit spent on one order."""
 
     id: str
@@ -152,7 +160,7 @@ class Deduction(_Shown):
     created_time: Moment
 
 
-class Decision(_Shown):
+class Decision(Shown):
     """One answer given to Digital River, and why."""
 
     id: str
@@ -176,7 +184,7 @@ class Decision(_Shown):
 EventState = Literal["applied", "ignored", "parked", "unmatched", "failed", "conflict", "dismissed"]
 
 
-class Effect(_Shown):
+class Effect(Shown):
     """What became of one payment source of an event."""
 
     kind: Literal["deduct", "return"]
@@ -190,7 +198,7 @@ class Effect(_Shown):
     deduction_id: str | None
 
 
-class WebhookEvent(_Shown):
+class WebhookEvent(Shown):
     """An event of the inbox."""
 
     id: str = Field(description="Digital River's id.")
@@ -245,17 +253,29 @@ class PageQuery(StrictRequest):
     ending_before: Identifier | None = None
 
 
+class AsOfQuery(StrictRequest):
+    """At which instant; now by default."""
+
+    as_of: Time | None = None
+
+
 class LineQuery(PageQuery):
     upstream_id: UpstreamId | None = None
     customer_id: Identifier | None = None
     status: Literal["active", "suspended", "closed", "expired"] | None = None
     currency: Currency | None = None
     flagged: bool | None = None
+    order_id: Identifier | None = Field(None, description="Lines from which this order was deducted.")
+    session_id: Identifier | None = Field(
+        None, description="Lines with a hold or a deduction of this checkout session."
+    )
 
 
 class DecisionQuery(PageQuery):
     upstream_id: UpstreamId | None = None
     session_id: Identifier | None = None
+    since: Time | None = None
+    until: Time | None = None
 
 
 class EventQuery(PageQuery):

@@ -1,0 +1,97 @@
+"""Rows of the ledger's tables, and the values that the rules know: one made of the other. No SQL."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from datetime import datetime
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from store_credit.bulk import Row
+from store_credit.ledger.commands import Issue
+from store_credit.ledger.sources import Returned, Source
+from store_credit.ledger.state import Hold, HoldState, Line, LineStatus
+from store_credit.metadata import upstream_key
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def read_line(row: Any) -> Line:
+    flags = frozenset(filter(None, row[-1].split(",")))
+    values: list[Any] = [*row[:3], LineStatus(row[3]), *row[4:-1], flags]
+    return Line(*values)
+
+
+def read_hold(row: Any) -> Hold:
+    values: list[Any] = [*row[:5], HoldState.OPEN, *row[6:]]
+    return Hold(*values)
+
+
+def read_source(source_id: str, told: str, order_id: str | None, parked_at: datetime | None) -> Source:
+    facts = json.loads(told)
+    for kind in ("cancelled", "refunded"):
+        facts[kind] = Returned(**facts[kind])
+    facts["references"] = tuple(facts["references"])
+    return Source(source_id, order_id=order_id, parked_at=parked_at, **facts)
+
+
+def new_line_row(line: Line, issue: Issue, now: datetime) -> Row:
+    return line_row(line, now) | {
+        "upstream_id": line.upstream_id,
+        "upstream_key": upstream_key(line.upstream_id),
+        "customer_id": issue.customer_id,
+        "currency": line.currency,
+        "name": issue.name,
+        "icon_url": issue.icon_url,
+        "last_four": issue.last_four,
+        "metadata": json.dumps(issue.metadata),
+        "created_at": now,
+    }
+
+
+def line_row(line: Line, now: datetime) -> Row:
+    return {
+        "id": line.id,
+        "status": line.status,
+        "balance": line.balance,
+        "held": line.held,
+        "written_off": line.written_off,
+        "seq": line.seq,
+        "head_hash": line.head_hash,
+        "allow_partial": line.allow_partial,
+        "expires_at": line.expires_at,
+        "due_at": _due_at(line, now),
+        "flags": ",".join(sorted(line.flags)),
+        "last_entry_at": line.last_entry_at,
+    }
+
+
+def hold_row(held: Hold) -> Row:
+    return plain_row(held) | {"upstream_key": upstream_key(held.upstream_id)}
+
+
+def source_row(told: Source) -> Row:
+    facts = asdict(told)
+    del facts["id"], facts["order_id"], facts["parked_at"]
+    row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}
+    return row | {"parked_at": told.parked_at}
+
+
+def plain_row(value: DataclassInstance) -> Row:
+    names, values = _fields(type(value))
+    return dict(zip(names, values(value), strict=True))
+
+
+@cache
+def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
+
+
+def _due_at(line: Line, now: datetime) -> datetime | None:
+    """When the sweeper must look at the line: at its expiry, and later while holds protect credit."""
+    waiting = line.expires_at is not None and (line.expires_at > now or line.unheld > 0)
+    return line.expires_at if waiting and line.status != LineStatus.CLOSED else None
