@@ -35,6 +35,7 @@ from tests.server import (
 PATIENT = {"DEADLINE": "30s", "LOG_LEVEL": "warning"}
 """What is tested is what is decided, not how fast: the machine may be busy."""
 ROUNDS = 30
+ROUNDS_OF_RETURNS = 25
 EXPIRY_LINES = 24
 EXPIRY_SPREAD_SECONDS = 0.16
 """Requests take their time to arrive: most are sent before the moment, some after it."""
@@ -150,6 +151,27 @@ async def test_one_source_in_five_events_at_once_is_one_deduction(service: Servi
     books.check()
     assert len(books.deductions) == 1
     assert (books.line["balance"], books.line["flags"]) == (70, [])
+
+
+async def test_a_deduction_and_its_return_at_once_both_land(service: Service) -> None:
+    line = await service.issued(100.00)
+    for _ in range(ROUNDS_OF_RETURNS):
+        spent = source(line["upstreamId"], 3.00)
+        refund = {"id": fresh("refund"), "amount": 2.00, "state": "complete"}
+        charge = {"sourceId": spent["id"], "currency": "USD", "refunds": [refund]}
+        returned: Json = {
+            "id": fresh("event"),
+            "type": "order.charge.refund.complete",
+            "data": {"object": {"id": fresh("charge"), "orderId": fresh("order")} | charge},
+        }
+        responses = await at_once(
+            service.deliver(order_event(fresh("session"), spent)), service.deliver(returned)
+        )
+        assert statuses(responses) == {200: 2}
+    books = await service.books(line["id"])
+    books.check()
+    assert books.line["balance"] == 100 - ROUNDS_OF_RETURNS
+    assert {(spent["amount"], spent["returned"]) for spent in books.deductions} == {(3, 2)}
 
 
 async def test_events_that_name_the_same_lines_in_opposite_order_all_land(service: Service) -> None:
