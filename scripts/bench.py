@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from store_credit import ids, schema
+from store_credit import bulk, ids, schema
 from store_credit.database import connect
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
@@ -174,7 +174,7 @@ def fill(connection: Connection) -> None:
     """
     now, policy, figures = datetime.now(UTC), Policy(timedelta(days=1)), ("bench", "USD", BALANCE_MINOR)
     issued = [Issue(ids.mint("cl"), name, *figures, Cause("bench")) for name in bench_load.UPSTREAM_IDS]
-    store.save(connection, [rules.decide(Book(), one, now, policy) for one in issued], now)
+    bulk.write(connection, store.changed([rules.decide(Book(), one, now, policy) for one in issued], now))
     bench_app.Base.metadata.create_all(connection)
     with Session(connection) as session:
         session.add_all(bench_app.new_line(name, BALANCE_MINOR) for name in bench_load.UPSTREAM_IDS)

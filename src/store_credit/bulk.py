@@ -1,100 +1,96 @@
-"""Writing many rows with one statement.
+"""Writing rows of several tables with as few statements as can be.
 
-On PostgreSQL the rows travel as one array per column and are unnested there: one round trip and one
-prepared statement, whatever their number. On SQLite the driver repeats the statement itself.
+On PostgreSQL the rows of a table travel as one JSON document and become rows of the table's own type
+there; all tables together are one statement: one round trip, whatever the number of rows. On SQLite,
+where there is no trip, the driver repeats a statement for each table's rows.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Connection,
-    Integer,
-    LargeBinary,
-    Table,
-    TextClause,
-    text,
-)
+from sqlalchemy import Connection, Table
 
 from store_credit.metadata import Moment, sqlite_time
 
 Row = dict[str, Any]
 Conflict = Literal["refuse", "skip", "replace", "update"]
+"""What becomes of a known primary key. With `update` nothing is inserted: the row of that key changes."""
+
+Record = tuple[Table, Row, Conflict]
+
+_Shape = tuple[Table, Conflict, tuple[str, ...]]
+_Group = tuple[_Shape, list[Row]]
 
 
-def insert(
-    connection: Connection, table: Table, rows: Sequence[Row], conflict: Conflict = "refuse"
-) -> None:
-    """Insert rows that all have the same keys. `conflict` says what becomes of a known primary key.
+def write(connection: Connection, records: Iterable[Record]) -> None:
+    """Write the records: those of one table and kind together, in the order in which these first appear.
 
-    With `update`, nothing is inserted: the row of that `id` gets the given columns.
+    Of several that change the same columns of one row, the last counts.
     """
-    if not rows:
-        return
+    groups = _grouped(records)
+    if connection.dialect.name == "postgresql":
+        for together in _statements(groups.items()):
+            documents = tuple(_encode(rows) for _, rows in together)
+            connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), documents)
+    else:
+        for shape, rows in groups.items():
+            connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
+
+
+def _grouped(records: Iterable[Record]) -> dict[_Shape, list[Row]]:
+    groups: dict[_Shape, dict[object, Row]] = {}
+    for table, row, conflict in records:
+        group = groups.setdefault((table, conflict, tuple(row)), {})
+        changes = conflict in ("update", "replace")
+        group[row[_key(table)] if changes else len(group)] = row
+    return {shape: list(group.values()) for shape, group in groups.items()}
+
+
+def _statements(groups: Iterable[_Group]) -> list[list[_Group]]:
+    """Groups that can share a statement, whose parts do not see each other's rows: a table comes once."""
+    statements: list[list[_Group]] = []
+    tables: set[Table] = set()
+    for shape, rows in groups:
+        if not statements or shape[0] in tables:
+            statements.append([])
+            tables.clear()
+        statements[-1].append((shape, rows))
+        tables.add(shape[0])
+    return statements
+
+
+@cache
+def _combined(shapes: tuple[_Shape, ...]) -> str:
+    """One statement for all. Each part waits for the one before, so that locks are taken in this order."""
+    parts = []
+    for number, (table, conflict, names) in enumerate(shapes, start=1):
+        rows = f"json_populate_recordset(NULL::{table.name}, ${number}) AS v"
+        after = f"(SELECT count(*) FROM w{number - 1}) >= 0" if number > 1 else "true"
+        if conflict == "update":
+            sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))
+            same = f"{table.name}.{_key(table)} = v.{_key(table)}"
+            change = f"UPDATE {table.name} SET {sets} FROM {rows} WHERE {same} AND {after}"
+        else:
+            columns = ", ".join(names)
+            change = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {rows} WHERE {after}"
+            change += _on_conflict(table, names, conflict)
+        parts.append(f"w{number} AS ({change} RETURNING 1)")
+    return f"WITH {', '.join(parts)} SELECT FROM w{len(parts)} LIMIT 0"
+
+
+@cache
+def _repeated(table: Table, conflict: Conflict, names: tuple[str, ...]) -> str:
     if conflict == "update":
-        update_by_id(connection, table, rows)
-        return
-    names = tuple(rows[0])
-    if connection.dialect.name == "postgresql":
-        connection.execute(_unnested_insert(table, names, conflict), _columns(names, rows))
-    else:
-        moments = _moments(table, names)
-        plain = _plain_insert(table, names, conflict)
-        connection.exec_driver_sql(plain, [tuple(_values(row, moments)) for row in rows])
-
-
-def update_by_id(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Update rows by their `id`; all have the same keys."""
-    if not rows:
-        return
-    names = tuple(rows[0])
-    if connection.dialect.name == "postgresql":
-        connection.execute(_unnested_update(table, names), _columns(names, rows))
-    else:
-        moments = _moments(table, names)
-        plain = _plain_update(table, names)
-        connection.exec_driver_sql(plain, [(*_values(row, moments), row["id"]) for row in rows])
-
-
-def insert_grouped(connection: Connection, rows: Iterable[tuple[Table, Row, Conflict]]) -> None:
-    """Insert rows of several tables, each table's rows together, in order of first appearance."""
-    groups: dict[tuple[Table, Conflict, tuple[str, ...]], list[Row]] = {}
-    for table, row, conflict in rows:
-        groups.setdefault((table, conflict, tuple(row)), []).append(row)
-    for (table, conflict, _), group in groups.items():
-        insert(connection, table, group, conflict)
-
-
-def _columns(names: tuple[str, ...], rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """The rows turned into one list a column, as parameters; all have their keys in the same order."""
-    columns = zip(*(row.values() for row in rows), strict=True)
-    return {f"v_{name}": list(column) for name, column in zip(names, columns, strict=True)}
-
-
-def _unnest(table: Table, names: tuple[str, ...]) -> str:
-    return ", ".join(f"CAST(:v_{name} AS {_array_type(table, name)}[])" for name in names)
-
-
-def _array_type(table: Table, name: str) -> str:
-    kind = table.c[name].type
-    if isinstance(kind, BigInteger):
-        return "bigint"
-    if isinstance(kind, Moment):
-        return "timestamptz"
-    if isinstance(kind, Boolean):
-        return "boolean"
-    if isinstance(kind, Integer):
-        return "integer"
-    return "bytea" if isinstance(kind, LargeBinary) else "text"
-
-
-def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if name not in table.primary_key.columns]
+        sets = ", ".join(f"{name} = ?" for name in names)
+        return f"UPDATE {table.name} SET {sets} WHERE {_key(table)} = ?"
+    marks = ", ".join("?" for _ in names)
+    insert = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
+    return insert + _on_conflict(table, names, conflict)
 
 
 def _on_conflict(table: Table, names: tuple[str, ...], conflict: Conflict) -> str:
@@ -102,9 +98,30 @@ def _on_conflict(table: Table, names: tuple[str, ...], conflict: Conflict) -> st
         return " ON CONFLICT DO NOTHING"
     if conflict == "refuse":
         return ""
-    key = ", ".join(column.name for column in table.primary_key.columns)
     sets = ", ".join(f"{name} = excluded.{name}" for name in _replaced(table, names))
-    return f" ON CONFLICT ({key}) DO UPDATE SET {sets}"
+    return f" ON CONFLICT ({_key(table)}) DO UPDATE SET {sets}"
+
+
+@cache
+def _key(table: Table) -> str:
+    """The primary key of a table whose rows can change; it is one column."""
+    [column] = table.primary_key.columns
+    return str(column.name)
+
+
+def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name not in table.primary_key.columns]
+
+
+def _for_postgresql(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    raise TypeError(f"{type(value).__name__} is no value of a column")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_for_postgresql).encode
 
 
 @cache
@@ -112,40 +129,16 @@ def _moments(table: Table, names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(i for i, name in enumerate(names) if isinstance(table.c[name].type, Moment))
 
 
-def _values(row: Row, moments: tuple[int, ...]) -> list[Any]:
-    """A row for SQLite's own driver, times in the form in which the column type reads them."""
-    values = list(row.values())
-    for i in moments:
-        if values[i] is not None:
-            values[i] = sqlite_time(values[i])
-    return values
-
-
-@cache
-def _unnested_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> TextClause:
-    statement = (
-        f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({_unnest(table, names)})"
-    )
-    return text(statement + _on_conflict(table, names, conflict))
-
-
-@cache
-def _plain_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> str:
-    marks = ", ".join("?" for _ in names)
-    statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
-    return statement + _on_conflict(table, names, conflict)
-
-
-@cache
-def _unnested_update(table: Table, names: tuple[str, ...]) -> TextClause:
-    sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))
-    return text(
-        f"UPDATE {table.name} SET {sets} FROM unnest({_unnest(table, names)}) "
-        f"AS v({', '.join(names)}) WHERE {table.name}.id = v.id"
-    )
-
-
-@cache
-def _plain_update(table: Table, names: tuple[str, ...]) -> str:
-    sets = ", ".join(f"{name} = ?" for name in names)
-    return f"UPDATE {table.name} SET {sets} WHERE id = ?"
+def _parameters(
+    table: Table, conflict: Conflict, names: tuple[str, ...], rows: Sequence[Row]
+) -> list[tuple[Any, ...]]:
+    """The rows for SQLite's own driver, times in the form in which the column type reads them."""
+    moments = _moments(table, names)
+    found = []
+    for row in rows:
+        values = list(row.values())
+        for i in moments:
+            if values[i] is not None:
+                values[i] = sqlite_time(values[i])
+        found.append((*values, row[_key(table)]) if conflict == "update" else tuple(values))
+    return found

@@ -624,7 +624,7 @@ async def test_a_source_is_looked_up_only_when_others_are_done_with_it(
     other = "SELECT id FROM source WHERE id = 'source-1' FOR UPDATE"
 
     outcome = await meanwhile(
-        database, ledger, other, deduct("1", "source-1"), waiting="FROM source%FOR UPDATE"
+        database, ledger, other, deduct("1", "source-1"), waiting="INSERT INTO source%"
     )
 
     assert outcome.reason == Reason.ALREADY_DEDUCTED

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 
 from sqlalchemy import Connection
 
 from store_credit import bulk, ids
+from store_credit.bulk import Record
 from store_credit.database import CommitFailed, Database, is_passing, is_race
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
@@ -28,7 +30,7 @@ from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Change, Outcome
 from store_credit.ledger.store import Claimed
-from store_credit.ledger.works import Claim, Pending, Record, Result, Work, answer, waiting
+from store_credit.ledger.works import Claim, Pending, Result, Work, answer, waiting
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
@@ -229,19 +231,18 @@ class Ledger:
         needs = Needs()
         works = [pending.work for pending in pendings]
         for work in works:
+            needs.claims.update([work.claim.key] if work.claim else [])
             for command in work.commands:
                 needs.add(command)
-        book, now = store.load(connection, needs, started_at, own_clock=self._own_clock)
-        claimed = store.claims(connection, [work.claim.key for work in works if work.claim])
+        book, now, claimed = store.load(connection, needs, started_at, own_clock=self._own_clock)
         batch = _Batch(book, claimed, now, [], [], [])
         in_time = set(map(id, waiting(pendings)))
         results = [
             self._decide(batch, pending.work) if id(pending) in in_time else Unavailable(LATE)
             for pending in pendings
         ]
-        store.save(connection, batch.changes, now)
-        store.save_claims(connection, batch.made, now)
-        bulk.insert_grouped(connection, batch.records)
+        kept = (store.claimed(batch.made, now), store.changed(batch.changes, now), batch.records)
+        bulk.write(connection, chain.from_iterable(kept))
         return results
 
     def _decide(self, batch: _Batch, work: Work) -> Result | Exception:

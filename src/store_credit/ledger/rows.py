@@ -10,7 +10,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from store_credit.bulk import Row
-from store_credit.ledger.commands import Issue
+from store_credit.ledger.commands import Describe, Issue
+from store_credit.ledger.offers import Offer
 from store_credit.ledger.sources import Returned, Source
 from store_credit.ledger.state import Hold, HoldState, Line, LineStatus
 from store_credit.metadata import upstream_key
@@ -69,6 +70,13 @@ def line_row(line: Line, now: datetime) -> Row:
     }
 
 
+def described_row(command: Describe) -> Row:
+    values = dict(command.changes)
+    if "metadata" in values:
+        values["metadata"] = json.dumps(values["metadata"])
+    return {"id": command.line_id, **values}
+
+
 def hold_row(held: Hold) -> Row:
     return plain_row(held) | {"upstream_key": upstream_key(held.upstream_id)}
 
@@ -78,6 +86,10 @@ def source_row(told: Source) -> Row:
     del facts["id"], facts["order_id"], facts["parked_at"]
     row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}
     return row | {"parked_at": told.parked_at}
+
+
+def used_offer_row(used: Offer) -> Row:
+    return {"upstream_id": used.upstream_id, "session_id": used.session_id, "spent_at": used.spent_at}
 
 
 def plain_row(value: DataclassInstance) -> Row:

@@ -6,20 +6,18 @@ read after that: no deadlocks, also across processes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select
 
-from store_credit import bulk
+from store_credit.bulk import Record, Row
 from store_credit.ledger.book import Book
-from store_credit.ledger.commands import Describe
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.offers import PREFIX, Offer
 from store_credit.ledger.rows import (
+    described_row,
     hold_row,
     line_row,
     new_line_row,
@@ -28,6 +26,7 @@ from store_credit.ledger.rows import (
     read_line,
     read_source,
     source_row,
+    used_offer_row,
 )
 from store_credit.ledger.state import (
     Change,
@@ -46,6 +45,9 @@ from store_credit.ledger.statements import (
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
+    Parameters,
+    Query,
+    ask,
 )
 from store_credit.ledger.tables import (
     claim,
@@ -81,56 +83,50 @@ def start_batch(connection: Connection, batch_id: str, clock: datetime | None) -
 
 def load(
     connection: Connection, needs: Needs, started_at: datetime, *, own_clock: bool
-) -> tuple[Book, datetime]:
+) -> tuple[Book, datetime, dict[str, Claimed]]:
     """Lock and read what the batch names.
 
-    Returns the book, and the time: on the database's own clock, when the last line was locked.
+    Returns the book, the time (on the database's own clock, when the last line was locked) and those of
+    the claims that were made before.
     """
     book = Book()
-    line_ids = set(needs.line_ids)
     if needs.source_ids:
-        source_ids = sorted(needs.source_ids)
-        for source_id, told, order_id, parked_at in _lock_sources(connection, source_ids):
-            if told is not None:
-                book.sources[source_id] = read_source(source_id, told, order_id, parked_at)
-        for row in DEDUCTIONS.rows(connection, ids=source_ids):
-            book.add_deduction(Deduction(*row))
-        line_ids.update(spent.line_id for spent in book.deductions.values())
-        needs.add_spent_holds(book.deductions.values())
-    line_ids.update(_offered_lines(connection, needs.upstream_ids))
-    locked_at = _load_lines(connection, book, needs.upstream_ids, line_ids)
+        rows = LOCK_SOURCES.rows(connection, ids=sorted(needs.source_ids))
+        book.sources = {row[0]: read_source(*row) for row in rows if row[1] is not None}
+    line_ids = needs.line_ids | _lines_named_elsewhere(connection, book, needs)
+    locked_at = _lock_lines(connection, book, needs.upstream_ids, line_ids)
     now = max(started_at, locked_at) if own_clock and locked_at is not None else started_at
-    if book.lines:
-        _load_offers(connection, book, needs.upstream_ids)
-        needs.add_holds_on_named_lines({line.id: line.upstream_id for line in book.lines.values()})
-        _load_holds(connection, book, needs, now)
-        _load_completed_sessions(connection, book, needs)
-    return book, now
+    found = ask(connection, _questions(book, needs, now))
+    for query in (DUE_HOLDS, SESSION_HOLDS, HOLDS_BY_ID, RELEASED_HOLDS):
+        for row in found.get(query, ()):
+            book.add_hold(read_hold(row))
+    book.completed_sessions.update((row[0], row[1]) for row in found.get(COMPLETED_SESSIONS, ()))
+    book.offers = {row[0]: Offer(*row) for row in found.get(OFFERS, ())}
+    return book, now, {row[0]: Claimed(*row) for row in found.get(CLAIMS, ())}
 
 
-def _lock_sources(connection: Connection, source_ids: list[str]) -> list[Any]:
-    while True:
-        bulk.insert(connection, source, [{"id": source_id} for source_id in source_ids], "skip")
-        rows = LOCK_SOURCES.rows(connection, ids=source_ids)
-        # A row that was there may have been pruned before it was locked: then it is made anew.
-        if len(rows) == len(source_ids):
-            return rows
+def _lines_named_elsewhere(connection: Connection, book: Book, needs: Needs) -> set[str]:
+    """The lines of known deductions, which are read with their sources locked, and those of offers.
+
+    An offer's line never changes, so that needs no lock; the offer itself is read again later.
+    """
+    questions: dict[Query, Parameters] = {}
+    if needs.source_ids:
+        questions[DEDUCTIONS] = {"ids": list(needs.source_ids)}
+    if offers := _offers(needs):
+        questions[OFFERS] = {"ids": offers}
+    found = ask(connection, questions)
+    for row in found.get(DEDUCTIONS, ()):
+        book.add_deduction(Deduction(*row))
+    spent = {deduction.line_id for deduction in book.deductions.values()}
+    return spent | {row[1] for row in found.get(OFFERS, ())}
 
 
-def _offered_lines(connection: Connection, upstream_ids: set[str]) -> list[str]:
-    """The lines that offers among these ids name. That never changes, so no lock is needed."""
-    ids = [upstream_id for upstream_id in upstream_ids if upstream_id.startswith(PREFIX)]
-    return [row[1] for row in OFFERS.rows(connection, ids=ids)] if ids else []
+def _offers(needs: Needs) -> list[str]:
+    return [upstream_id for upstream_id in needs.upstream_ids if upstream_id.startswith(PREFIX)]
 
 
-def _load_offers(connection: Connection, book: Book, upstream_ids: set[str]) -> None:
-    """Read again once their lines are locked: nobody else changes them now."""
-    ids = [upstream_id for upstream_id in upstream_ids if upstream_id.startswith(PREFIX)]
-    if ids:
-        book.offers.update((row[0], Offer(*row)) for row in OFFERS.rows(connection, ids=ids))
-
-
-def _load_lines(
+def _lock_lines(
     connection: Connection, book: Book, upstream_ids: set[str], line_ids: set[str]
 ) -> datetime | None:
     if not upstream_ids and not line_ids:
@@ -143,70 +139,72 @@ def _load_lines(
     return locked_at
 
 
-def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime) -> None:
+def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameters]:
+    """What is to be read once the lines are locked, when nobody else changes it any more."""
+    questions: dict[Query, Parameters] = {}
+    if needs.claims:
+        questions[CLAIMS] = {"keys": list(needs.claims)}
+    if not book.lines:
+        return questions
+    line_ids = list(book.lines)
     latest = max(now, *(line.last_entry_at for line in book.lines.values()))
-    due = DUE_HOLDS.rows(connection, line_ids=list(book.lines), now=latest)
-    _add_holds(book, due)
-    if needs.hold_keys:
-        sessions = list({session for session, _ in needs.hold_keys})
-        _add_holds(book, SESSION_HOLDS.rows(connection, session_ids=sessions))
+    questions[DUE_HOLDS] = {"line_ids": line_ids, "now": latest}
+    if sessions := list(needs.session_ids):
+        questions[SESSION_HOLDS] = {"session_ids": sessions}
+        questions[COMPLETED_SESSIONS] = {"line_ids": line_ids, "session_ids": sessions}
     if needs.hold_ids:
-        _add_holds(book, HOLDS_BY_ID.rows(connection, ids=list(needs.hold_ids)))
+        questions[HOLDS_BY_ID] = {"ids": list(needs.hold_ids)}
     if needs.released:
         # More than the batch can end, those past their time aside, which are all loaded already: a
         # rule must see that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
-        most = needs.commands + 2
-        _add_holds(book, RELEASED_HOLDS.rows(connection, keys=keys, now=latest, most=most))
-
-
-def _add_holds(book: Book, rows: Iterable[Any]) -> None:
-    for row in rows:
-        book.add_hold(read_hold(row))
-
-
-def _load_completed_sessions(connection: Connection, book: Book, needs: Needs) -> None:
-    if needs.hold_keys:
-        sessions = list({session for session, _ in needs.hold_keys})
-        found = COMPLETED_SESSIONS.rows(connection, line_ids=list(book.lines), session_ids=sessions)
-        book.completed_sessions.update((line_id, session) for line_id, session in found)
+        questions[RELEASED_HOLDS] = {"keys": keys, "now": latest, "most": needs.commands + 2}
+    if offers := _offers(needs):
+        questions[OFFERS] = {"ids": offers}
+    return questions
 
 
 def claims(connection: Connection, keys: Sequence[str]) -> dict[str, Claimed]:
     """Those of the keys that were claimed before."""
-    if not keys:
-        return {}
-    return {row[0]: Claimed(*row) for row in CLAIMS.rows(connection, keys=keys)}
+    return {row[0]: Claimed(*row) for row in CLAIMS.rows(connection, keys=list(keys))}
 
 
-def save(connection: Connection, changes: Sequence[Change], now: datetime) -> None:
-    """Write what the rules decided, each table with one statement."""
+def changed(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
+    """The rows that keep what the rules decided: of everything its newest version, and all entries."""
+    yield from _changed_lines(changes, now)
+    for spent in {one.id: one for change in changes for one in change.deductions}.values():
+        yield deduction, plain_row(spent), "replace"
+    for held in {one.id: one for change in changes for one in change.holds}.values():
+        yield hold, hold_row(held), "replace"
+    for told in {one.id: one for change in changes for one in change.sources}.values():
+        yield source, source_row(told), "update"
+    for used in {one.upstream_id: one for change in changes for one in change.offers}.values():
+        yield offer, used_offer_row(used), "update"
+    for change in changes:
+        for entry in change.entries:
+            yield ledger_entry, plain_row(entry), "refuse"
+    descriptions: dict[str, Row] = {}
+    for command in [change.described for change in changes if change.described is not None]:
+        descriptions[command.line_id] = descriptions.get(command.line_id, {}) | described_row(command)
+    for row in descriptions.values():
+        yield credit_line, row, "update"
+
+
+def _changed_lines(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
     lines = {line.id: line for change in changes for line in change.lines}
     opened = {change.opened.line_id: change.opened for change in changes if change.opened}
-    holds = {held.id: held for change in changes for held in change.holds}
-    deductions = {spent.id: spent for change in changes for spent in change.deductions}
     new = [new_line_row(lines[line_id], issue, now) for line_id, issue in opened.items()]
-    known = [line_row(line, now) for line in lines.values() if line.id not in opened]
-    bulk.insert(connection, credit_line, sorted(new, key=lambda row: row["upstream_key"]))
-    bulk.update_by_id(connection, credit_line, known)
-    bulk.insert(connection, deduction, [plain_row(spent) for spent in deductions.values()], "replace")
-    bulk.insert(connection, hold, [hold_row(held) for held in holds.values()], "replace")
-    sources = {told.id: told for change in changes for told in change.sources}
-    bulk.update_by_id(connection, source, [source_row(told) for told in sources.values()])
-    offers = {used.upstream_id: used for change in changes for used in change.offers}
-    for used in offers.values():
-        _use_offer(connection, used)
-    for change in changes:
-        if change.described is not None:
-            _describe(connection, change.described)
-    entries = [plain_row(entry) for change in changes for entry in change.entries]
-    bulk.insert(connection, ledger_entry, entries)
+    for row in sorted(new, key=lambda row: row["upstream_key"]):
+        yield credit_line, row, "refuse"
+    for line in lines.values():
+        if line.id not in opened:
+            yield credit_line, line_row(line, now), "update"
 
 
-def save_claims(connection: Connection, made: Iterable[Claimed], now: datetime) -> None:
-    """Keep new claims. One that another process made meanwhile fails the whole batch."""
-    rows = [plain_row(claimed) | {"created_at": now} for claimed in made]
-    bulk.insert(connection, claim, sorted(rows, key=lambda row: row["key"]))
+def claimed(made: Iterable[Claimed], now: datetime) -> Iterator[Record]:
+    """New claims, in one order everywhere. One that another process made meanwhile fails the batch."""
+    for new in sorted(made, key=lambda new: new.key):
+        yield claim, plain_row(new) | {"created_at": now}, "refuse"
 
 
 def due_lines(connection: Connection, now: datetime, limit: int) -> list[str]:
@@ -234,16 +232,3 @@ def current_time(connection: Connection) -> datetime:
     """PostgreSQL's clock."""
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now
-
-
-def _use_offer(connection: Connection, used: Offer) -> None:
-    statement = update(offer).where(offer.c.upstream_id == used.upstream_id)
-    connection.execute(statement.values(session_id=used.session_id, spent_at=used.spent_at))
-
-
-def _describe(connection: Connection, command: Describe) -> None:
-    values = dict(command.changes)
-    if "metadata" in values:
-        values["metadata"] = json.dumps(values["metadata"])
-    statement = update(credit_line).where(credit_line.c.id == command.line_id)
-    connection.execute(statement.values({credit_line.c[name]: value for name, value in values.items()}))

@@ -8,14 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Table
-
-from store_credit.bulk import Conflict, Row
+from store_credit.bulk import Record
 from store_credit.ledger.commands import Command
 from store_credit.ledger.state import Outcome
-
-Record = tuple[Table, Row, Conflict]
-"""A row of the caller's own room, written in the same transaction; the ledger does not know what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +39,7 @@ class Work:
     commands: tuple[Command, ...]
     claim: Claim | None = None
     record: Callable[[Sequence[Outcome], datetime], Iterable[Record]] | None = None
+    """Rows of the caller's own room; the ledger does not know what they are."""
 
 
 @dataclass(slots=True)
