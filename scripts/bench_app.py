@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 from urllib.request import urlopen
 
 from bench_load import BenchFailed
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy import ForeignKey, MetaData, UniqueConstraint, create_engine, event, make_url, select
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    MetaData,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from starlette.concurrency import run_in_threadpool
@@ -50,6 +61,7 @@ Decide = Callable[[AuthorizationRequest, str, str], Awaitable[Answer]]
 
 class Base(DeclarativeBase):
     metadata = MetaData()
+    type_annotation_map: ClassVar = {int: BigInteger}
 
 
 class Line(Base):
@@ -252,18 +264,34 @@ def new_line(upstream_id: str, balance: int) -> Line:
     return Line(id=ids.mint("cl"), upstream_id=upstream_id, currency="USD", **figures)
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process and where it listens."""
+
+    port: int
+    pid: int
+
+    def memory_mib(self) -> int | None:
+        """What the process has in memory, where the system tells it."""
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+            return round(int(found[1]) / 1024) if found else None
+        return None
+
+
 @contextlib.contextmanager
-def serving(factory: str, environment: dict[str, str], folder: Path) -> Iterator[int]:
-    """A server process as in production; its port. It is ended by its id. Raises BenchFailed."""
-    port, errors = _free_port(), folder / f"{factory}.log"
+def serving(factory: str, environment: dict[str, str], folder: Path, workers: int = 1) -> Iterator[Server]:
+    """A server process as in production. It is ended by its id. Raises BenchFailed."""
+    port, errors = _free_port(), folder / f"{factory}-{workers}.log"
     command = [sys.executable, "-m", "uvicorn", "--factory", f"bench_app:{factory}"]
     command += ["--app-dir", str(Path(__file__).parent), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "info"]
+    command += ["--workers", str(workers)]
     with errors.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)
     try:
         _wait_until_ready(process, port, errors)
-        yield port
+        yield Server(port, process.pid)
     finally:
         process.terminate()
         try:

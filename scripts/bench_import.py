@@ -18,9 +18,9 @@ from pathlib import Path
 import bench
 import bench_load
 from bench_app import serving
-from bench_load import Access, BenchFailed, Load, Measured
-
-from store_credit.settings import CALLOUT_PATH
+from bench_database import fill, postgresql_database, run_sql
+from bench_load import BenchFailed, Load, Measured
+from bench_requests import Access
 
 REQUESTS_PER_SECOND_MAX = 8_000
 
@@ -40,16 +40,16 @@ def main() -> None:
 def _bench(lines: int, seconds: float, connections: int) -> None:
     with contextlib.ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="store-credit-bench-")))
-        url = cleanup.enter_context(bench.postgresql_database(folder))
-        bench.run_sql(url, bench.fill)
+        url = cleanup.enter_context(postgresql_database(folder))
+        run_sql(url, fill)
         access = Access()
         environment = bench.environment(url, access)
-        port = cleanup.enter_context(serving("create_service", environment, folder))
+        server = cleanup.enter_context(serving("create_service", environment, folder))
 
         def measure() -> Measured:
             count = int(REQUESTS_PER_SECOND_MAX * seconds)
-            requests = access.authorizations(CALLOUT_PATH, secrets.token_hex(4), count)
-            load = Load(port, requests, '"approval":true', seconds, connections)
+            requests = access.authorizations(secrets.token_hex(4), range(count))
+            load = Load(server.port, requests, '"approval":true', seconds, connections)
             return bench_load.run(load, folder)
 
         measure()
