@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Table
@@ -113,7 +113,9 @@ def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in table.primary_key.columns]
 
 
-def _for_postgresql(value: Any) -> str:
+@lru_cache(maxsize=1_024)
+def _for_postgresql(value: datetime | bytes) -> str:
+    """Most rows of a transaction tell the same time."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, bytes):
@@ -121,7 +123,9 @@ def _for_postgresql(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} is no value of a column")
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_for_postgresql).encode
+_encode = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":"), default=_for_postgresql
+).encode
 
 
 @cache

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from store_credit.ledger.commands import Cause
 from store_credit.ledger.state import Entry, EntryKind, Line
@@ -17,6 +18,26 @@ from store_credit.ledger.state import Entry, EntryKind, Line
 FIRST_HASH = "0" * 64
 """The previous hash of a line's first entry."""
 
+HASHED = (
+    "previous_hash",
+    "line_id",
+    "seq",
+    "kind",
+    "amount",
+    "held",
+    "balance_after",
+    "held_after",
+    "created_at",
+    "actor",
+    "hold_id",
+    "deduction_id",
+    "event_id",
+    "reason",
+    "idempotency_key",
+)
+"""The fields of an entry in the order in which they are hashed."""
+
+_TIME = HASHED.index("created_at")
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _WRITE_OFFS = frozenset({EntryKind.EXPIRED, EntryKind.VOIDED, EntryKind.WRITE_OFF_REVERSED})
 
@@ -39,35 +60,34 @@ def post(
     """
     balance_after, held_after = line.balance + amount, line.held + held
     assert held_after >= 0, "a hold can not be released twice"
-    entry = Entry(
-        line_id=line.id,
-        seq=line.seq + 1,
-        kind=kind,
-        amount=amount,
-        held=held,
-        balance_after=balance_after,
-        held_after=held_after,
-        created_at=at,
-        actor=cause.actor,
-        previous_hash=line.head_hash,
-        hash="",
-        hold_id=hold_id,
-        deduction_id=deduction_id,
-        event_id=cause.event_id,
-        reason=reason if reason is not None else cause.reason,
-        idempotency_key=cause.idempotency_key,
-    )
-    digest = entry_hash(entry)
+    told: dict[str, Any] = {
+        "line_id": line.id,
+        "seq": line.seq + 1,
+        "kind": kind,
+        "amount": amount,
+        "held": held,
+        "balance_after": balance_after,
+        "held_after": held_after,
+        "created_at": at,
+        "actor": cause.actor,
+        "previous_hash": line.head_hash,
+        "hold_id": hold_id,
+        "deduction_id": deduction_id,
+        "event_id": cause.event_id,
+        "reason": reason if reason is not None else cause.reason,
+        "idempotency_key": cause.idempotency_key,
+    }
+    entry = Entry(**told, hash=_digest(told))
     after = replace(
         line,
         balance=balance_after,
         held=held_after,
         written_off=line.written_off + written_off_by(kind, amount),
         seq=entry.seq,
-        head_hash=digest,
+        head_hash=entry.hash,
         last_entry_at=at,
     )
-    return after, replace(entry, hash=digest)
+    return after, entry
 
 
 def written_off_by(kind: EntryKind, amount: int) -> int:
@@ -76,22 +96,11 @@ def written_off_by(kind: EntryKind, amount: int) -> int:
 
 
 def entry_hash(entry: Entry) -> str:
-    """SHA-256, in hex, of the previous hash and every field of the entry, in this fixed order."""
-    fields = [
-        entry.previous_hash,
-        entry.line_id,
-        entry.seq,
-        entry.kind,
-        entry.amount,
-        entry.held,
-        entry.balance_after,
-        entry.held_after,
-        entry.created_at.astimezone(UTC).isoformat(timespec="microseconds"),
-        entry.actor,
-        entry.hold_id,
-        entry.deduction_id,
-        entry.event_id,
-        entry.reason,
-        entry.idempotency_key,
-    ]
+    """SHA-256, in hex, of the previous hash and every field of the entry, in a fixed order."""
+    return _digest({name: getattr(entry, name) for name in HASHED})
+
+
+def _digest(told: dict[str, Any]) -> str:
+    fields = [told[name] for name in HASHED]
+    fields[_TIME] = told["created_at"].astimezone(UTC).isoformat(timespec="microseconds")
     return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()

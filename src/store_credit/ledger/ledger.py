@@ -86,6 +86,8 @@ class Ledger:
         self._on_commit = on_commit
         self._queue: deque[Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
+        self._watched: deque[Pending] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
         self._joined = asyncio.Event()
         self._wanted = 1
 
@@ -110,11 +112,12 @@ class Ledger:
             self._joined.set()
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
+        self._watch(pending)
         try:
-            async with asyncio.timeout(self._deadline_seconds):
-                return await pending.future
-        except TimeoutError:
-            raise Unavailable(LATE) from None
+            return await pending.future
+        finally:
+            while self._watched and self._watched[0].future.done():
+                self._watched.popleft()
 
     async def now(self) -> datetime:
         """The time that the rules go by."""
@@ -128,6 +131,22 @@ class Ledger:
         """Wait for what is under way. Nothing may be executed afterwards."""
         if self._drain is not None:
             await self._drain
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _watch(self, pending: Pending) -> None:
+        """See to it that the caller is answered in time. One timer serves all: the oldest is due first."""
+        self._watched.append(pending)
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(self._deadline_seconds, self._answer_late)
+
+    def _answer_late(self) -> None:
+        while self._watched and not waiting([self._watched[0]]):
+            answer(self._watched.popleft().future, Unavailable(LATE))
+        self._alarm = None
+        if self._watched:
+            seconds = self._watched[0].deadline - time.monotonic()
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._answer_late)
 
     async def _serve_queue(self) -> None:
         try:
