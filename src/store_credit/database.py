@@ -65,6 +65,8 @@ class Database(Protocol):
     """Runs functions of a `Connection` in transactions."""
 
     dialect: str
+    writers: int
+    """Transactions that may usefully be written at the same time."""
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -175,11 +177,13 @@ class PostgresqlDatabase:
             },
         )
 
-        # One snapshot for all statements of a read, and never the last connection: that one writes.
+        # Two: one is worked out here while the other is written there.
+        self.writers = min(2, max(1, connections - 1))
+        # One snapshot for all statements of a read, and never the last connections: these write.
         self._snapshots = self.engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        self._readers = asyncio.Semaphore(max(1, connections - 1))
+        self._readers = asyncio.Semaphore(max(1, connections - self.writers))
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -206,6 +210,7 @@ class SqliteDatabase:
     """SQLite in a file: one writer, and readers that see the last committed state (WAL)."""
 
     dialect = "sqlite"
+    writers = 1
 
     def __init__(self, url: Any) -> None:
         self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
