@@ -121,7 +121,7 @@ def _run_rounds(empty: Target, filled: Target, options: argparse.Namespace) -> N
 def _database(kind: str, folder: Path, name: str) -> Iterator[str]:
     """A new database; each of PostgreSQL's on a server of its own, so that they share no cache."""
     place = folder / name
-    place.mkdir()
+    place.mkdir(mode=0o700)
     if kind == "sqlite":
         yield f"sqlite:///{place / 'growth.db'}"
         return

@@ -140,8 +140,15 @@ _HOLD = [
 _OPEN_HOLDS = f"SELECT {_names(_HOLD)} FROM hold WHERE state = 'open'"
 
 DUE_HOLDS = Query(
-    f"{_OPEN_HOLDS} AND line_id = ANY(:line_ids) AND expires_at <= :now",
+    f"{_OPEN_HOLDS} AND line_id = ANY(:line_ids) AND expires_at <= :now LIMIT :most",
     _HOLD,
+    {"line_ids": "text"},
+)
+
+OVERDUE = Query(
+    "SELECT line_id, CAST(sum(amount) AS bigint) FROM hold"
+    " WHERE state = 'open' AND line_id = ANY(:line_ids) AND expires_at <= :now GROUP BY line_id",
+    [hold.c.line_id, hold.c.amount],
     {"line_ids": "text"},
 )
 

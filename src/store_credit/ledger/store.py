@@ -43,6 +43,7 @@ from store_credit.ledger.statements import (
     LINES,
     LOCK_SOURCES,
     OFFERS,
+    OVERDUE,
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
@@ -58,6 +59,9 @@ from store_credit.ledger.tables import (
     source,
 )
 from store_credit.metadata import upstream_key
+
+DUE_HOLDS_MAX = 500
+"""Holds past their time that one transaction ends: after a long pause, a line may have any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ def _load_lines(
 
 def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime) -> None:
     latest = max(now, *(line.last_entry_at for line in book.lines.values()))
-    due = DUE_HOLDS.rows(connection, line_ids=list(book.lines), now=latest)
+    due = DUE_HOLDS.rows(connection, line_ids=list(book.lines), now=latest, most=DUE_HOLDS_MAX)
     _add_holds(book, due)
     if needs.hold_keys:
         sessions = list({session for session, _ in needs.hold_keys})
@@ -153,11 +157,20 @@ def _load_holds(connection: Connection, book: Book, needs: Needs, now: datetime)
     if needs.hold_ids:
         _add_holds(book, HOLDS_BY_ID.rows(connection, ids=list(needs.hold_ids)))
     if needs.released:
-        # More than the batch can end, those past their time aside, which are all loaded already: a
-        # rule must see that there are several.
+        # More than the batch can end, those past their time aside, which no rule uses: a rule must see
+        # that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
         most = needs.commands + 2
         _add_holds(book, RELEASED_HOLDS.rows(connection, keys=keys, now=latest, most=most))
+    if len(due) == DUE_HOLDS_MAX and needs.commands > needs.settles:
+        _sum_overdue(connection, book, now)
+
+
+def _sum_overdue(connection: Connection, book: Book, now: datetime) -> None:
+    """What holds past their time hold beyond those that are loaded, at the earliest time of any line."""
+    for line_id, total in OVERDUE.rows(connection, line_ids=list(book.lines), now=now):
+        holds = book.holds_of(line_id).values()
+        book.overdue[line_id] = total - sum(held.amount for held in holds if held.expires_at <= now)
 
 
 def _add_holds(book: Book, rows: Iterable[Any]) -> None:
@@ -209,8 +222,11 @@ def save_claims(connection: Connection, made: Iterable[Claimed], now: datetime) 
     bulk.insert(connection, claim, sorted(rows, key=lambda row: row["key"]))
 
 
-def due_lines(connection: Connection, now: datetime, limit: int) -> list[str]:
-    """Some of the lines on which a hold or the line itself is past its time."""
+def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[str], bool]:
+    """Some of the lines on which a hold or the line itself is past its time, and whether there may be more.
+
+    Of holds it looks at so many: a line may have more that are past their time than lines are wanted.
+    """
     holds = (
         select(hold.c.line_id)
         .where(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)
@@ -218,8 +234,9 @@ def due_lines(connection: Connection, now: datetime, limit: int) -> list[str]:
         .limit(limit)
     )
     lines = select(credit_line.c.id).where(credit_line.c.due_at <= now).limit(limit)
-    found = dict.fromkeys(connection.scalars(holds)) | dict.fromkeys(connection.scalars(lines))
-    return list(found)[:limit]
+    of_holds, of_lines = list(connection.scalars(holds)), list(connection.scalars(lines))
+    found = list(dict.fromkeys([*of_holds, *of_lines]))
+    return found[:limit], limit in (len(of_holds), len(of_lines)) or len(found) > limit
 
 
 def prune_batches(connection: Connection, before: datetime, limit: int) -> int:

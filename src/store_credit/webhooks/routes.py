@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from store_credit.body import WEBHOOK_BODY_BYTES_MAX, loads, read
 from store_credit.errors import BadRequest, Conflict, Problem, Unauthorized
-from store_credit.ledger.state import Outcome, Reason
+from store_credit.ledger.state import Flag, Outcome, Reason
 from store_credit.openapi import answers
 from store_credit.responses import Json
 from store_credit.service import Service, TheService
@@ -156,7 +156,9 @@ def _tell(service: Service, event: events.Event, outcome: Outcome) -> None:
     """Count and log what an operator must know of."""
     if outcome.reason == Reason.DEDUCTED and outcome.line is not None:
         service.metrics.deductions.labels(outcome.line.currency).inc()
-        if outcome.line.balance < 0 or outcome.line.unheld < 0:
+        short = outcome.line.balance < 0 or outcome.line.unheld < 0
+        # Without the flag, what is short is only promised by holds past their time.
+        if short and Flag.OVERDRAWN in outcome.line.flags:
             service.metrics.overdrawn.inc()
             log.warning("line_overdrawn", line_id=outcome.line.id, event_id=event.id)
     elif not outcome.accepted:
