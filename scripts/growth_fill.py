@@ -202,7 +202,7 @@ class _Filling:
         self._insert("decision", self._decision(), self._values(columns, asked))
 
     def make_events(self) -> None:
-        """The events of both orders and the refund, with their claims; some events wait, as they do."""
+        """The events of both orders and the refund, with their claims; some events wait, as they do. Offers, and markers."""
         columns = ("no", "type", "slice")
         types = [(1, "checkout_session.order.created", 5), (2, "order.refunded", 6)]
         types += [(3, "checkout_session.order.created", 10)]
@@ -223,8 +223,11 @@ class _Filling:
         self._insert("webhook_event", event, kinds)
         claim = {"key": f"'event:' || {event['event_id']}", "fingerprint": event["fingerprint"]}
         self._insert("claim", claim | {"answer": "''", "created_at": event["received_at"]}, kinds)
+        offer = {"upstream_id": self._id("offer", "i"), "line_id": self._id("cl", "i"), "amount": "1140"}
+        offer |= {"expires_at": self._slice(3), "created_at": self._slice(2)}
+        self._insert("offer", offer, where="i % 2 = 0")
         batch = {"id": self._id("batch", "i"), "created_at": self._at("i % 86400")}
-        self._insert("ledger_batch", batch, where="i % 10 = 1")
+        self._insert("ledger_batch", batch)
 
     def make_busy_line(self) -> None:
         """A line with so many past holds: each has two entries and a decision."""

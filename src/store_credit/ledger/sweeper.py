@@ -18,7 +18,7 @@ from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.refusals import Unavailable
 
 LINES_PER_ROUND = 200
-MARKERS_PER_ROUND = 5_000
+MARKERS_PER_ROUND = 1_000
 MARKERS_KEPT = timedelta(days=1)
 """Far longer than any lost connection can keep a transaction alive."""
 
