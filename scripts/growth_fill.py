@@ -53,7 +53,7 @@ def is_ordinary(number: int) -> bool:
 
 
 def fill(connection: Connection, lines: int, past_holds: int, now: datetime) -> None:
-    """Fill empty tables of the newest schema, and analyse them. `now` is the end of the years."""
+    """Fill empty tables of the newest schema. `now` is the end of the years."""
     filling = _Filling(connection, lines, past_holds, now)
     indexes = filling.begin()
     filling.make_lines()
@@ -65,7 +65,8 @@ def fill(connection: Connection, lines: int, past_holds: int, now: datetime) -> 
     filling.make_busy_line()
     for index in indexes:
         connection.exec_driver_sql(index)
-    connection.exec_driver_sql("ANALYZE")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("ANALYZE")  # As PostgreSQL does by itself in time; SQLite never does.
 
 
 class _Filling:
@@ -202,7 +203,7 @@ class _Filling:
         self._insert("decision", self._decision(), self._values(columns, asked))
 
     def make_events(self) -> None:
-        """The events of both orders and the refund, with their claims; some events wait, as they do. Offers, and markers."""
+        """The events of both orders and the refund, with their claims; some wait. Offers, and markers."""
         columns = ("no", "type", "slice")
         types = [(1, "checkout_session.order.created", 5), (2, "order.refunded", 6)]
         types += [(3, "checkout_session.order.created", 10)]
