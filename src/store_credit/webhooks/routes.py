@@ -15,6 +15,7 @@ from store_credit.responses import Json
 from store_credit.service import Service, TheService
 from store_credit.telemetry import log
 from store_credit.webhooks import events, inbox, signature
+from store_credit.webhooks.effects import has_too_many_sources
 
 router = APIRouter(tags=["Webhook"])
 
@@ -139,6 +140,8 @@ async def _receive(service: Service, event: events.Event, body: str) -> str:
         message = "An event with this id and other effects was received before. This one is kept."
         raise Conflict(Problem("already_exists", message, "id")) from None
     service.metrics.webhook_events.labels(kind, receipt.state.value).inc()
+    if has_too_many_sources(event):
+        log.warning("too_many_sources", event_id=event.id)
     for outcome in receipt.outcomes:
         _tell(service, event, outcome)
     return receipt.state.value
