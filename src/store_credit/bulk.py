@@ -35,8 +35,8 @@ def write(connection: Connection, records: Iterable[Record]) -> None:
     groups = _grouped(records)
     if connection.dialect.name == "postgresql":
         for together in _statements(groups.items()):
-            documents = tuple(_encode(rows) for _, rows in together)
-            connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), documents)
+            values = tuple(value for _, rows in together for value in (_encode(rows), len(rows)))
+            connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), values)
     else:
         for shape, rows in groups.items():
             connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
@@ -66,10 +66,14 @@ def _statements(groups: Iterable[_Group]) -> list[list[_Group]]:
 
 @cache
 def _combined(shapes: tuple[_Shape, ...]) -> str:
-    """One statement for all. Each part waits for the one before, so that locks are taken in this order."""
+    """One statement for all. Each part waits for the one before, so that locks are taken in this order.
+
+    The limits limit nothing: they tell the planner how few rows there are.
+    """
     parts = []
     for number, (table, conflict, names) in enumerate(shapes, start=1):
-        rows = f"json_populate_recordset(NULL::{table.name}, ${number}) AS v"
+        document, count = f"${2 * number - 1}", f"${2 * number}"
+        rows = f"(SELECT * FROM json_populate_recordset(NULL::{table.name}, {document}) LIMIT {count}) AS v"
         after = f"(SELECT count(*) FROM w{number - 1}) >= 0" if number > 1 else "true"
         if conflict == "update":
             sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))

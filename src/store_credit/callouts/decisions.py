@@ -45,7 +45,7 @@ decision = Table(
     Index(None, "line_id", "id"),
     Index(None, "upstream_key", "id"),
     Index(None, "session_id", "id"),
-    Index(None, "created_at"),
+    Index(None, "created_at", "id"),
 )
 
 

@@ -61,7 +61,8 @@ def entry_page(connection: Connection, after: tuple[str, int] | None) -> Sequenc
         .limit(PAGE_ROWS)
     )
     if after is not None:
-        statement = statement.where(tuple_(*key) > tuple_(*after))
+        # Without the second condition, each page would read all lines before it again.
+        statement = statement.where(tuple_(*key) > tuple_(*after), credit_line.c.id >= after[0])
     return _all(connection, statement)
 
 

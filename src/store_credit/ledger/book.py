@@ -15,7 +15,7 @@ class Book:
     """The loaded part of the ledger that one transaction works on.
 
     The rules only look things up in it; `apply` takes in what they decided. Of holds it has the open
-    ones that the batch names and those that are past their time, not necessarily all of a line.
+    ones that the batch names and those that are past their time, of these not always all.
     """
 
     lines: dict[str, Line] = field(default_factory=dict)
@@ -23,6 +23,9 @@ class Book:
     """Line id by upstream id."""
     open_holds: dict[str, dict[HoldKey, Hold]] = field(default_factory=dict)
     """Open holds by line id and key."""
+    overdue: dict[str, int] = field(default_factory=dict)
+    """By line id, what is held by holds past their time that are not loaded: they are too many to be ended
+    at once. It counts as held in the journal until they are, and promises nothing."""
     deductions: dict[str, Deduction] = field(default_factory=dict)
     """Deductions by source id."""
     sources: dict[str, Source] = field(default_factory=dict)

@@ -46,6 +46,7 @@ class Draft:
         self._entries: list[Entry] = []
         self._deductions: dict[str, Deduction] = {}
         self._known_holds = book.holds_of(line.id)
+        self._overdue = book.overdue.get(line.id, 0)
         self._ended: set[str] = set()
 
     def post(
@@ -71,6 +72,11 @@ class Draft:
             reason=reason,
         )
         self._entries.append(entry)
+
+    @property
+    def unheld(self) -> int:
+        """Balance that no hold within its time has promised; negative when the line is overdrawn."""
+        return self.line.unheld + self._overdue
 
     def open_holds(self) -> list[Hold]:
         return [hold for hold in self._known_holds.values() if hold.id not in self._ended]
@@ -149,7 +155,7 @@ class Draft:
             self._cause = replace(self._cause, event_id=event_id)
 
     def flag_if_overdrawn(self) -> None:
-        if self.line.unheld < 0 or self.line.balance < 0:
+        if self.unheld < 0 or self.line.balance < 0:
             self.flag(Flag.OVERDRAWN)
 
     def flag(self, flag: Flag) -> None:

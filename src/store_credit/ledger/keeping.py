@@ -80,7 +80,7 @@ def adjust(book: Book, command: Adjust, now: datetime) -> Change:
         raise NotAllowed("A closed line is not adjusted; reopen it first.")
     if line.is_expired(draft.now) and amount > 0:
         raise NotAllowed("An expired line is not adjusted upwards; change its expiry first.")
-    if amount < 0 and line.balance + amount < line.held:
+    if amount < 0 and draft.unheld + amount < 0:
         raise NotAllowed("A decrease can not take the balance below what is held.", "amount")
     if line.balance + amount >= money.AMOUNT_MINOR_LIMIT:
         raise OutOfRange("The balance would be too large.", "amount")

@@ -26,6 +26,8 @@ class Needs:
     """What a batch of commands names, and so what must be locked and loaded."""
 
     commands: int = 0
+    settles: int = 0
+    """How many of the commands only settle."""
     upstream_ids: set[str] = field(default_factory=set)
     line_ids: set[str] = field(default_factory=set)
     source_ids: set[str] = field(default_factory=set)
@@ -57,6 +59,7 @@ class Needs:
             case Adjust() | SetStatus() | SetExpiry() | SetFlag() | Describe():
                 self.line_ids.add(command.line_id)
             case Settle():
+                self.settles += 1
                 self.line_ids.add(command.line_id)
 
     def _add_deduct(self, command: Deduct) -> None:

@@ -107,7 +107,7 @@ def _move(book: Book, command: Deduct, now: datetime, known: Deduction, policy: 
     arrived.settle()
     if hold := _session_hold(arrived, command):
         hold = arrived.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
-    arrived.reverse_write_off(known.amount - known.returned - arrived.line.unheld)
+    arrived.reverse_write_off(known.amount - known.returned - arrived.unheld)
     arrived.move_in(known, origin.id)
     arrived.flag_if_overdrawn()
     arrived.write_off()
@@ -158,7 +158,7 @@ def _session_hold(draft: Draft, command: Deduct) -> Hold | None:
 def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, Hold | None]:
     hold = _session_hold(draft, command)
     promised = hold.amount if hold else 0
-    draft.reverse_write_off(amount - (draft.line.unheld + promised))
+    draft.reverse_write_off(amount - (draft.unheld + promised))
     deduction = Deduction(
         id=command.deduction_id,
         line_id=draft.line.id,

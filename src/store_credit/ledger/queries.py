@@ -23,7 +23,9 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    tuple_,
     union,
+    union_all,
 )
 
 from store_credit.ledger.state import HoldState, LineStatus
@@ -124,11 +126,15 @@ def all_holds(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Holds of all lines with their currencies, newest first."""
     statement = select(hold, credit_line.c.currency).join(credit_line, credit_line.c.id == hold.c.line_id)
-    if wanted.opened_until is not None:
-        statement = statement.where(hold.c.created_at <= wanted.opened_until)
-    if wanted.state is not None:
-        statement = statement.where(_in_state(wanted.state, now))
-    rows, more = paged(connection, statement, hold.c.id, page)
+    # An index has the holds of each state by age: a page of each, and of these the page that is wanted.
+    pages = []
+    for condition in _in_state(wanted.state, now):
+        of_state = select(hold.c.id).where(condition)
+        if wanted.opened_until is not None:
+            of_state = of_state.where(hold.c.created_at <= wanted.opened_until)
+        pages.append(select(_cut(of_state, hold.c.id, page, by=hold.c.created_at).subquery().c.id))
+    statement = statement.where(hold.c.id.in_(union_all(*pages)))
+    rows, more = paged(connection, statement, hold.c.id, page, by=hold.c.created_at)
     return [_settled_hold(row, now) for row in rows], more
 
 
@@ -197,19 +203,44 @@ def paged(
     cursor: Column[Any],
     page: Page,
     *,
+    by: Column[Any] | None = None,
     newest_first: bool = True,
 ) -> tuple[Sequence[RowMapping], bool]:
-    """One page of a statement ordered by a unique column, and whether more follow in that direction."""
-    backwards = page.ending_before is not None
-    for at, after in ((page.starting_after, True), (page.ending_before, False)):
-        if at is not None:
-            statement = statement.where(cursor < at if newest_first == after else cursor > at)
-    descending = newest_first != backwards
-    ordered = statement.order_by(cursor.desc() if descending else cursor.asc()).limit(page.limit + 1)
-    rows = list(connection.execute(ordered).mappings())
+    """One page of a statement, and whether more follow in that direction.
+
+    It is ordered by a unique column, or `by` another one first, which is known of the cursor's row.
+    """
+    rows = list(connection.execute(_cut(statement, cursor, page, by, newest_first)).mappings())
     more = len(rows) > page.limit
     rows = rows[: page.limit]
-    return (rows[::-1] if backwards else rows), more
+    return (rows[::-1] if page.ending_before is not None else rows), more
+
+
+def _cut(
+    statement: Select[Any],
+    cursor: Column[Any],
+    page: Page,
+    by: Column[Any] | None = None,
+    newest_first: bool = True,
+) -> Select[Any]:
+    """The statement for the rows of a page and one more, in the page's direction."""
+    for at, after in ((page.starting_after, True), (page.ending_before, False)):
+        if at is not None:
+            older = newest_first == after
+            statement = statement.where(_beyond(cursor, at, by, older))
+    descending = newest_first == (page.ending_before is None)
+    order = [column for column in (by, cursor) if column is not None]
+    ordered = statement.order_by(*(column.desc() if descending else column.asc() for column in order))
+    return ordered.limit(page.limit + 1)
+
+
+def _beyond(cursor: Column[Any], at: str | int, by: Column[Any] | None, older: bool) -> ColumnElement[bool]:
+    if by is None:
+        return cursor < at if older else cursor > at
+    same = by.table.alias()
+    moment = select(same.c[by.name]).where(same.c[cursor.name] == at).scalar_subquery()
+    here, there = tuple_(by, cursor), tuple_(moment, at)
+    return here < there if older else here > there
 
 
 def settled(connection: Connection, rows: Sequence[RowMapping], now: datetime) -> list[LineFigures]:
@@ -239,14 +270,19 @@ def _settled_hold(row: RowMapping, now: datetime) -> dict[str, Any]:
     return {**row, **ended}
 
 
-def _in_state(state: str, now: datetime) -> ColumnElement[bool]:
-    """The holds that are shown in this state: an open one past its time is shown as expired."""
+def _in_state(state: str | None, now: datetime) -> list[ColumnElement[bool]]:
+    """The holds that are shown in this state or in any, by the states in which they are stored.
+
+    An open one past its time is shown as expired.
+    """
+    if state is None:
+        return [hold.c.state == stored.value for stored in HoldState]
     stored = hold.c.state == state
     if state == HoldState.OPEN:
-        return and_(stored, hold.c.expires_at > now)
+        return [and_(stored, hold.c.expires_at > now)]
     if state == HoldState.EXPIRED:
-        return or_(stored, and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now))
-    return stored
+        return [stored, and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)]
+    return [stored]
 
 
 def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Select[Any]:

@@ -110,7 +110,7 @@ def authorize(book: Book, command: Authorize, now: datetime, policy: Policy) -> 
     if offer is not None and (refused := _refused_offer(offer, command, draft.now)) is not None:
         return draft.change(refused, accepted=False)
     earlier = draft.open_hold(command.session_id, command.upstream_id)
-    available = max(0, draft.line.unheld + (earlier.amount if earlier else 0))
+    available = max(0, draft.unheld + (earlier.amount if earlier else 0))
     if offer is not None:
         available = min(available, offer.amount)
         draft.offers.append(replace(offer, session_id=command.session_id))
@@ -149,7 +149,9 @@ def settle(book: Book, command: Settle, now: datetime) -> Change:
         return Change(Outcome(Reason.UNKNOWN_LINE, now, accepted=False))
     draft = Draft(book, line, now, command.cause)
     draft.settle()
-    return draft.change(Reason.SETTLED)
+    change = draft.change(Reason.SETTLED)
+    # An expired line without anything to write off is kept anew too: so the sweeper's mark goes.
+    return replace(change, lines=(draft.line,)) if draft.line.is_expired(draft.now) else change
 
 
 def _blocked(draft: Draft) -> Reason | None:

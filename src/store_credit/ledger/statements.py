@@ -142,9 +142,12 @@ def _marked(sql: str, sizes: tuple[tuple[str, int], ...]) -> tuple[str, list[str
 
 
 def _padded(values: Sequence[bytes]) -> list[bytes]:
-    """The values, the last one repeated up to the next power of two."""
-    padded = list(values)
-    if 0 < len(padded) < PADDED_MAX:
+    """The values, the last one repeated up to the next power of two.
+
+    Instead of none there is one that no key equals: for an empty list SQLite would read the whole table.
+    """
+    padded = list(values) or [b""]
+    if len(padded) < PADDED_MAX:
         padded += padded[-1:] * ((1 << (len(padded) - 1).bit_length()) - len(padded))
     return padded
 
@@ -241,8 +244,15 @@ _HOLD = [
 _OPEN_HOLDS = f"SELECT {_names(_HOLD)} FROM hold WHERE state = 'open'"
 
 DUE_HOLDS = Query(
-    f"{_OPEN_HOLDS} AND line_id = ANY(:line_ids) AND expires_at <= :now",
+    f"{_OPEN_HOLDS} AND line_id = ANY(:line_ids) AND expires_at <= :now LIMIT :most",
     _HOLD,
+    {"line_ids": "text"},
+)
+
+OVERDUE = Query(
+    "SELECT line_id, CAST(sum(amount) AS bigint) FROM hold"
+    " WHERE state = 'open' AND line_id = ANY(:line_ids) AND expires_at <= :now GROUP BY line_id",
+    [hold.c.line_id, hold.c.amount],
     {"line_ids": "text"},
 )
 

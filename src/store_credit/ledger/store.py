@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, any_, func, literal_column, select
 
 from store_credit.bulk import Record, Row
 from store_credit.ledger.book import Book
@@ -42,6 +43,7 @@ from store_credit.ledger.statements import (
     LINES,
     LOCK_SOURCES,
     OFFERS,
+    OVERDUE,
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
@@ -60,6 +62,9 @@ from store_credit.ledger.tables import (
     source,
 )
 from store_credit.metadata import upstream_key
+
+DUE_HOLDS_MAX = 500
+"""Holds past their time that one transaction ends: after a long pause, a line may have any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +105,18 @@ def load(
     for query in (DUE_HOLDS, SESSION_HOLDS, HOLDS_BY_ID, RELEASED_HOLDS):
         for row in found.get(query, ()):
             book.add_hold(read_hold(row))
+    if len(found.get(DUE_HOLDS, ())) == DUE_HOLDS_MAX and needs.commands > needs.settles:
+        _sum_overdue(connection, book, now)
     book.completed_sessions.update((row[0], row[1]) for row in found.get(COMPLETED_SESSIONS, ()))
     book.offers = {row[0]: Offer(*row) for row in found.get(OFFERS, ())}
     return book, now, {row[0]: Claimed(*row) for row in found.get(CLAIMS, ())}
+
+
+def _sum_overdue(connection: Connection, book: Book, now: datetime) -> None:
+    """What holds past their time hold beyond those that are loaded, at the earliest time of any line."""
+    for line_id, total in OVERDUE.rows(connection, line_ids=list(book.lines), now=now):
+        holds = book.holds_of(line_id).values()
+        book.overdue[line_id] = total - sum(held.amount for held in holds if held.expires_at <= now)
 
 
 def _lines_named_elsewhere(connection: Connection, book: Book, needs: Needs) -> set[str]:
@@ -148,15 +162,15 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
         return questions
     line_ids = list(book.lines)
     latest = max(now, *(line.last_entry_at for line in book.lines.values()))
-    questions[DUE_HOLDS] = {"line_ids": line_ids, "now": latest}
+    questions[DUE_HOLDS] = {"line_ids": line_ids, "now": latest, "most": DUE_HOLDS_MAX}
     if sessions := list(needs.session_ids):
         questions[SESSION_HOLDS] = {"session_ids": sessions}
         questions[COMPLETED_SESSIONS] = {"line_ids": line_ids, "session_ids": sessions}
     if needs.hold_ids:
         questions[HOLDS_BY_ID] = {"ids": list(needs.hold_ids)}
     if needs.released:
-        # More than the batch can end, those past their time aside, which are all loaded already: a
-        # rule must see that there are several.
+        # More than the batch can end, those past their time aside, which no rule uses: a rule must see
+        # that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
         questions[RELEASED_HOLDS] = {"keys": keys, "now": latest, "most": needs.commands + 2}
     if offers := _offers(needs):
@@ -207,25 +221,38 @@ def claimed(made: Iterable[Claimed], now: datetime) -> Iterator[Record]:
         yield claim, plain_row(new) | {"created_at": now}, "refuse"
 
 
-def due_lines(connection: Connection, now: datetime, limit: int) -> list[str]:
-    """Some of the lines on which a hold or the line itself is past its time."""
+def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[str], bool]:
+    """Some of the lines on which a hold or the line itself is past its time, and whether there may be more.
+
+    Of holds it looks at so many: a line may have more that are past their time than lines are wanted.
+    """
     holds = (
         select(hold.c.line_id)
         .where(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)
         .order_by(hold.c.expires_at)
         .limit(limit)
     )
-    lines = select(credit_line.c.id).where(credit_line.c.due_at <= now).limit(limit)
-    found = dict.fromkeys(connection.scalars(holds)) | dict.fromkeys(connection.scalars(lines))
-    return list(found)[:limit]
+    lines = select(credit_line.c.id).where(credit_line.c.due_at <= now)
+    lines = lines.order_by(credit_line.c.due_at).limit(limit)
+    of_holds, of_lines = list(connection.scalars(holds)), list(connection.scalars(lines))
+    found = list(dict.fromkeys([*of_holds, *of_lines]))
+    return found[:limit], limit in (len(of_holds), len(of_lines)) or len(found) > limit
 
 
 def prune_batches(connection: Connection, before: datetime, limit: int) -> int:
-    """Delete some of the markers of old batches; returns how many."""
-    old = select(ledger_batch.c.id).where(ledger_batch.c.created_at < before).limit(limit)
-    if connection.dialect.name == "postgresql":
-        old = old.with_for_update(skip_locked=True)
-    return connection.execute(ledger_batch.delete().where(ledger_batch.c.id.in_(old))).rowcount
+    """Delete some of the markers of old batches; returns how many.
+
+    In the order of an index, or each step would read over what the steps before it deleted. On
+    PostgreSQL by their places: looked up by their ids, they would not be worth an index to its planner.
+    """
+    postgresql = connection.dialect.name == "postgresql"
+    key: ColumnElement[Any] = literal_column("ctid") if postgresql else ledger_batch.c.id
+    old = select(key).select_from(ledger_batch).where(ledger_batch.c.created_at < before)
+    old = old.order_by(ledger_batch.c.created_at).limit(limit)
+    if not postgresql:
+        return connection.execute(ledger_batch.delete().where(key.in_(old))).rowcount
+    places = func.array(old.with_for_update(skip_locked=True).scalar_subquery())
+    return connection.execute(ledger_batch.delete().where(key == any_(places))).rowcount
 
 
 def current_time(connection: Connection) -> datetime:

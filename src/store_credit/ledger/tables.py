@@ -55,6 +55,14 @@ credit_line = Table(
     CheckConstraint("written_off >= 0", name="written_off_not_negative"),
     CheckConstraint("status IN ('active', 'suspended', 'closed')", name="status_known"),
     Index(None, "customer_id", "id"),
+    Index(None, "status", "id"),
+    Index(None, "currency", "id"),
+    Index(
+        None,
+        "expires_at",
+        postgresql_where=text("expires_at IS NOT NULL"),
+        sqlite_where=text("expires_at IS NOT NULL"),
+    ),
     Index(
         None,
         "due_at",
@@ -93,6 +101,7 @@ hold = Table(
     _open_hold_index("ix_hold_open_expires_at", "expires_at"),
     Index(None, "line_id", "id"),
     Index(None, "session_id"),
+    Index(None, "state", "created_at", "id"),
 )
 
 deduction = Table(

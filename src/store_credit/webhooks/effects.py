@@ -18,6 +18,10 @@ from store_credit.webhooks.events import CameBack, Event, Spent
 Effect = dict[str, Any]
 
 MALFORMED = "malformed"
+TOO_MANY_SOURCES = "too_many_sources"
+
+SOURCES_MAX = 500
+"""Of one event. A checkout has a few; to book thousands at once would keep all others waiting."""
 
 
 class EventState(StrEnum):
@@ -57,8 +61,14 @@ class Step:
     command: Command | None
 
 
+def has_too_many_sources(event: Event) -> bool:
+    return len(event.spent) + len(event.came_back) > SOURCES_MAX
+
+
 def steps(event: Event, receipt_id: str, cause: Cause) -> list[Step]:
-    """What the event asks of the ledger, deductions before returns."""
+    """What the event asks of the ledger, deductions before returns; of too many sources, nothing."""
+    if has_too_many_sources(event):
+        return [Step(_too_many(event), None)]
     return [
         *(Step(_spent_effect(spent), _deduct(event, spent, cause)) for spent in event.spent),
         *(Step(_back_effect(back), _return(event, back, receipt_id, cause)) for back in event.came_back),
@@ -97,6 +107,8 @@ def state_of(effects: Sequence[Effect]) -> EventState:
 
 def _state(effect: Effect) -> EventState:
     outcome = effect["outcome"]
+    if outcome == TOO_MANY_SOURCES:
+        return EventState.UNMATCHED
     if outcome is None or outcome in (MALFORMED, Reason.INVALID_AMOUNT):
         return EventState.FAILED
     if outcome in _UNMATCHED:
@@ -121,6 +133,13 @@ def _is_chosen(step: Step, before: Sequence[Effect], to: Assignment) -> bool:
 def _on_line(step: Step, to: Assignment) -> Step:
     assert isinstance(step.command, Deduct)
     return replace(step, command=replace(step.command, line_id=to.line_id))
+
+
+def _too_many(event: Event) -> Effect:
+    found = len(event.spent) + len(event.came_back)
+    detail = f"{found} sources, and at most {SOURCES_MAX} are booked: an operator must see to them"
+    effect = _effect("deduct" if event.spent else "return", None, None, None)
+    return effect | {"outcome": TOO_MANY_SOURCES, "detail": detail}
 
 
 def _spent_effect(spent: Spent) -> Effect:

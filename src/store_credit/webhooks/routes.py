@@ -9,12 +9,13 @@ from pydantic import BaseModel, Field
 
 from store_credit.body import WEBHOOK_BODY_BYTES_MAX, loads, read
 from store_credit.errors import BadRequest, Conflict, Problem, Unauthorized
-from store_credit.ledger.state import Outcome, Reason
+from store_credit.ledger.state import Flag, Outcome, Reason
 from store_credit.openapi import answers
 from store_credit.responses import Json
 from store_credit.service import Service, TheService
 from store_credit.telemetry import log
 from store_credit.webhooks import events, inbox, signature
+from store_credit.webhooks.effects import has_too_many_sources
 
 router = APIRouter(tags=["Webhook"])
 
@@ -139,6 +140,8 @@ async def _receive(service: Service, event: events.Event, body: str) -> str:
         message = "An event with this id and other effects was received before. This one is kept."
         raise Conflict(Problem("already_exists", message, "id")) from None
     service.metrics.webhook_events.labels(kind, receipt.state.value).inc()
+    if has_too_many_sources(event):
+        log.warning("too_many_sources", event_id=event.id)
     for outcome in receipt.outcomes:
         _tell(service, event, outcome)
     return receipt.state.value
@@ -156,7 +159,9 @@ def _tell(service: Service, event: events.Event, outcome: Outcome) -> None:
     """Count and log what an operator must know of."""
     if outcome.reason == Reason.DEDUCTED and outcome.line is not None:
         service.metrics.deductions.labels(outcome.line.currency).inc()
-        if outcome.line.balance < 0 or outcome.line.unheld < 0:
+        short = outcome.line.balance < 0 or outcome.line.unheld < 0
+        # Without the flag, what is short is only promised by holds past their time.
+        if short and Flag.OVERDRAWN in outcome.line.flags:
             service.metrics.overdrawn.inc()
             log.warning("line_overdrawn", line_id=outcome.line.id, event_id=event.id)
     elif not outcome.accepted:

@@ -19,6 +19,7 @@ from store_credit.metadata import ID_LENGTH_MAX, Moment, metadata, minted
 
 _FIRST = text("state <> 'conflict'")
 _WAITING = text("retry_at IS NOT NULL")
+_WITH_BODY = text("body IS NOT NULL")
 
 webhook_event = Table(
     "webhook_event",
@@ -55,6 +56,9 @@ webhook_event = Table(
         sqlite_where=_FIRST,
     ),
     Index(None, "state", "id"),
-    Index(None, "received_at"),
+    Index(None, "type", "id"),
+    Index(
+        "ix_webhook_event_with_body", "received_at", postgresql_where=_WITH_BODY, sqlite_where=_WITH_BODY
+    ),
     Index(None, "retry_at", postgresql_where=_WAITING, sqlite_where=_WAITING),
 )

@@ -21,6 +21,11 @@ from store_credit.webhooks.effects import EventState
 from store_credit.webhooks.tables import webhook_event
 
 PER_ROUND = 200
+"""Events that are tried again in one round, and rows that one transaction prunes."""
+
+STEPS_PER_ROUND = 50
+"""Transactions that prune one kind of rows in one round, so that a round ends."""
+
 _FINISHED = (EventState.APPLIED.value, EventState.IGNORED.value, EventState.DISMISSED.value)
 _KEPT_OF_SOURCE = ("id", "type", "amount", "currency", "upstreamId")
 _KEPT_OF_CHARGE = ("sourceId", "currency", "state", "cancels", "refunds", "captures")
@@ -34,9 +39,16 @@ async def tend(ledger: Ledger, settings: Settings) -> None:
     now = await ledger.now()
     for row in await ledger.database.read(queries.due_failed, now, PER_ROUND):
         await inbox.try_again(ledger, row)
-    await ledger.database.write(prune_parked, now - settings.parked_retention)
+    await _in_steps(ledger, prune_parked, now - settings.parked_retention)
     if settings.event_retention is not None:
-        await ledger.database.write(prune_bodies, now - settings.event_retention)
+        await _in_steps(ledger, prune_bodies, now - settings.event_retention)
+
+
+async def _in_steps(ledger: Ledger, prune: Callable[[Connection, datetime], int], before: datetime) -> None:
+    """Prune in short transactions, so that nobody waits for them, until little is left to prune."""
+    for _ in range(STEPS_PER_ROUND):
+        if await ledger.database.write(prune, before) < PER_ROUND:
+            return
 
 
 def prune_parked(connection: Connection, before: datetime) -> int:
