@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -270,7 +272,8 @@ async def test_a_body_is_not_read_before_the_credentials(shop: Shop) -> None:
 
 
 async def test_a_body_that_never_comes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store_credit.body.BODY_SECONDS_MAX", 0.01)
+    soon = shop.service.settings.model_copy(update={"client_timeout": timedelta(milliseconds=10)})
+    monkeypatch.setattr(shop.app.state, "service", replace(shop.service, settings=soon))
 
     async def body() -> AsyncIterator[bytes]:
         yield b"{"
