@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import time
@@ -47,6 +48,13 @@ class Connection:
     def send(self, data: bytes) -> Connection:
         self.socket.sendall(data)
         return self
+
+    def send_in_pieces(self, data: bytes) -> None:
+        """Byte by byte, as long as the server takes it."""
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(ConnectionError):
+            for byte in data:
+                self.socket.sendall(bytes([byte]))
 
     def answer(self, *, to_head: bool = False) -> Answer:
         """The next answer, complete. The answer to HEAD has no body, whatever its headers say."""
@@ -116,9 +124,18 @@ def ask(server: Server, data: bytes) -> Answer:
         return answer
 
 
+def open_files(server: Server) -> int:
+    """How many files and connections the server process has open."""
+    return len(list((_process(server) / "fd").iterdir()))
+
+
 def memory_bytes(server: Server) -> int:
     """What the server process has in memory."""
-    assert server._process is not None
-    status = Path(f"/proc/{server._process.pid}/status").read_text()
+    status = (_process(server) / "status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) * 1024
+
+
+def _process(server: Server) -> Path:
+    assert server._process is not None
+    return Path(f"/proc/{server._process.pid}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import select
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.raw_http import (
     callout,
     chunked,
     memory_bytes,
+    open_files,
     request,
 )
 from tests.server import (
@@ -34,6 +34,7 @@ from tests.server import (
     WEBHOOK_SECRET,
     Server,
     http_client,
+    poll,
     running,
 )
 
@@ -182,11 +183,11 @@ def test_a_body_that_nobody_reads_ends_too(server: Server) -> None:
 
 
 def test_an_answer_that_nobody_reads_is_thrown_away(server: Server) -> None:
+    before = open_files(server)
     with Connection(server) as connection:
         connection.send(request("GET", "/openapi.json") * 100)
-        hang_up = select.poll()
-        hang_up.register(connection.socket, 0)
-        assert hang_up.poll(SECONDS_MAX * 1_000)
+        poll(lambda: open_files(server) > before, SECONDS_MAX)
+        poll(lambda: open_files(server) <= before, SECONDS_MAX)
     assert_serves(server)
 
 
@@ -406,17 +407,16 @@ def test_what_strangers_send_makes_no_new_series(server: Server) -> None:
     with Connection(server) as connection:
         for method in methods:
             connection.send(request(method, "/unknown")).answer(to_head=method == "HEAD")
+        series(server)  # To ask for them makes some of its own.
         before = series(server)
         for batch in range(125):
-            paths = [f"/{batch}-{number}/{'x' * number}" for number in range(10)]
-            connection.send(b"".join(request(method, path) for path in paths for method in methods))
-            for _ in paths:
-                for method in methods:
-                    assert connection.answer(to_head=method == "HEAD").status == 404
+            asked = [(method, f"/{batch}-{number}/{method}") for number in range(10) for method in methods]
+            connection.send(b"".join(request(*one) for one in asked))
+            for method, _ in asked:
+                assert connection.answer(to_head=method == "HEAD").status == 404
     for number in range(50):
         assert_refused(ask(server, request(f"METHOD{number}", "/healthz")), 400, "invalid_format")
     assert series(server) == before
-    assert "other" in str(before)
 
 
 # Settings
