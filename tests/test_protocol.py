@@ -427,3 +427,7 @@ def test_an_unknown_setting_is_told_by_its_name(server: Server) -> None:
     assert {line["name"] for line in told} == {"STORE_CREDIT_HOLD_TLL"}
     assert {line["level"] for line in told} == {"warning"}
     assert "zebra" not in server.log
+
+
+def test_one_worker_makes_no_folder_for_metrics(server: Server) -> None:
+    assert list(Path(server.environment["TMPDIR"]).glob("store-credit-metrics-*")) == []

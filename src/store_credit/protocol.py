@@ -119,6 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close the connection that has waited longest for a request, if there is one."""
         for longest in self._waiting:
             del self._waiting[longest]
+            self.connections.discard(longest)
             longest.transport.abort()
             return
 
