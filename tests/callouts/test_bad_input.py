@@ -271,16 +271,20 @@ async def test_a_body_is_not_read_before_the_credentials(shop: Shop) -> None:
     assert read == 0
 
 
-async def test_a_body_that_never_comes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_never_comes(shop: Shop) -> None:
     soon = shop.service.settings.model_copy(update={"client_timeout": timedelta(milliseconds=10)})
-    monkeypatch.setattr(shop.app.state, "service", replace(shop.service, settings=soon))
+    before = shop.service
 
     async def body() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.Event().wait()
 
     headers = {"Content-Type": "application/json"}
-    response = await shop.client.post(AUTHORIZE, content=body(), headers=headers, auth=CALLOUT)
+    shop.app.state.service = replace(before, settings=soon)
+    try:
+        response = await shop.client.post(AUTHORIZE, content=body(), headers=headers, auth=CALLOUT)
+    finally:
+        shop.app.state.service = before
     assert problem_of(response, 408, "request_timeout")["code"] == "request_timeout"
     assert response.headers["connection"] == "close"
 
