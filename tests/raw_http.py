@@ -124,18 +124,17 @@ def ask(server: Server, data: bytes) -> Answer:
         return answer
 
 
-def open_files(server: Server) -> int:
-    """How many files and connections the server process has open."""
-    return len(list((_process(server) / "fd").iterdir()))
+def is_held(server: Server, connection: Connection) -> bool:
+    """Whether the server process still has its end of the connection."""
+    ends = f"0100007F:{server.port:04X} 0100007F:{connection.socket.getsockname()[1]:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    # What no process has any more has no inode.
+    return any(" ".join(line[1:3]) == ends and line[9] != "0" for line in lines)
 
 
 def memory_bytes(server: Server) -> int:
     """What the server process has in memory."""
-    status = (_process(server) / "status").read_text()
+    assert server._process is not None
+    status = Path(f"/proc/{server._process.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) * 1024
-
-
-def _process(server: Server) -> Path:
-    assert server._process is not None
-    return Path(f"/proc/{server._process.pid}")

@@ -115,6 +115,12 @@ def test_it_is_refused_also_byte_by_byte(server: Server, sent: bytes) -> None:
         assert connection.is_closed()
 
 
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
+def test_an_upgrade_hides_nothing(server: Server, sent: bytes) -> None:
+    first, line, rest = sent.partition(b"\r\n")
+    assert_refused_alone(server, first + line + b"Connection: upgrade\r\nUpgrade: h2c\r\n" + rest)
+
+
 def assert_refused_alone(server: Server, sent: bytes) -> None:
     answer = ask(server, sent + SMUGGLED)
     assert answer.status == 400

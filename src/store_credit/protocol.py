@@ -8,6 +8,7 @@ it on the connection, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from http import HTTPStatus
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -18,25 +19,20 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from store_credit import ids
+from store_credit import heads, ids
 from store_credit.errors import (
     ApiError,
     BadRequest,
-    HeadTooLarge,
     Problem,
     RequestTimeout,
     ServiceUnavailable,
     TooManyRequests,
-    UriTooLong,
 )
 from store_credit.responses import error_response
 from store_credit.settings import Settings
 from store_credit.telemetry import REQUEST_ID_HEADER, log
 from store_credit.transport import LingeringTransport
 
-HEAD_BYTES_MAX = 32 * 1024
-HEADERS_MAX = 100
-URL_BYTES_MAX = 8 * 1024
 FRAMING_BYTES_MAX = 32 * 1024
 """What of a chunked body is neither body nor the sizes of its chunks: extensions and trailers."""
 CHUNK_FRAMING_BYTES = 16
@@ -172,8 +168,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_what_is_unfinished(self) -> None:
         # What was counted may begin with the end of something else.
-        if self._stage == "head" and self._head_bytes > HEAD_BYTES_MAX + READ_AT_ONCE:
-            raise _too_large(self.url)
+        if self._stage == "head" and self._head_bytes > heads.HEAD_BYTES_MAX + READ_AT_ONCE:
+            raise heads.too_large(self.url)
         if self._stage == "body" and self._framing_bytes > FRAMING_BYTES_MAX + READ_AT_ONCE:
             raise BadRequest(Problem("invalid_format", "The body's chunks say too much beside the body."))
 
@@ -200,14 +196,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
-        if self._head_bytes and _size(self.url, self.headers) > HEAD_BYTES_MAX:
-            raise _too_large(self.url)
-        _check_head(version, self.url, self.headers)
+        if self._head_bytes and heads.size(self.url, self.headers) > heads.HEAD_BYTES_MAX:
+            raise heads.too_large(self.url)
+        heads.check(version, self.url, self.headers)
         if self.parser.should_upgrade():
             method = self.parser.get_method()
             if method == b"CONNECT":
                 raise BadRequest(Problem("invalid_format", "This is no proxy."))
-            self._head_without_upgrade = _without_upgrade(method, self.url, version, self.headers)
+            self._head_without_upgrade = heads.without_upgrade(method, self.url, version, self.headers)
             return
         if len(self.pipeline) >= PIPELINED_MAX:
             raise TooManyRequests(Problem("too_many_requests", "Too many requests wait on one connection."))
@@ -273,7 +269,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle.keep_alive = False
         if cycle.response_started:
             return False
-        self.pipeline = type(self.pipeline)(waits for waits in self.pipeline if waits[0] is not cycle)
+        self.pipeline = deque(waits for waits in self.pipeline if waits[0] is not cycle)
         cycle.disconnected = True
         cycle.message_event.set()
         return True
@@ -297,45 +293,3 @@ class BoundedProtocol(HttpToolsProtocol):
         status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode("ascii")
         lines = [status, *(name + b": " + value for name, value in headers)]
         return b"\r\n".join([*lines, b"", bytes(answer.body)])
-
-
-def _check_head(version: str, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises for a head that is too large, or that another server may read in another way."""
-    if len(url) > URL_BYTES_MAX or len(headers) > HEADERS_MAX:
-        raise _too_large(url)
-    hosts = 0
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
-            message = "The body must not be transferred other than chunked, and so by HTTP/1.1 alone."
-            raise BadRequest(Problem("invalid_format", message, "Transfer-Encoding"))
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
-        raise BadRequest(Problem("invalid_format", "There must be one header of this name.", "Host"))
-    if version not in ("1.1", "1.0"):
-        raise BadRequest(Problem("invalid_format", "The version of HTTP must be 1.1 or 1.0."))
-
-
-def _too_large(url: bytes) -> ApiError:
-    if len(url) > URL_BYTES_MAX:
-        message = f"The URL is longer than {URL_BYTES_MAX} bytes."
-        return UriTooLong(Problem("uri_too_long", message))
-    message = f"The headers are more than {HEADERS_MAX}, or larger than {HEAD_BYTES_MAX} bytes."
-    return HeadTooLarge(Problem("head_too_large", message))
-
-
-def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
-    return len(url) + sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
-
-
-def _without_upgrade(method: bytes, url: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The head of a request as if it had not asked for another protocol."""
-    lines = [b"%b %b HTTP/%b" % (method, url, version.encode("ascii"))]
-    for name, value in headers:
-        kept = value
-        if name == b"connection":
-            tokens = [token.strip() for token in value.lower().split(b",")]
-            kept = b", ".join(token for token in tokens if token in (b"close", b"keep-alive"))
-        if name != b"upgrade":
-            lines.append(name + b": " + kept)
-    return b"\r\n".join([*lines, b"", b""])
