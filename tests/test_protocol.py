@@ -247,6 +247,7 @@ def test_very_many_pipelined_requests_are_refused(server: Server) -> None:
             answers.append(connection.answer())
         assert len(answers) > 100
         assert_refused(answers[-1], 429, "too_many_requests")
+        assert int(answers[-1].headers["retry-after"]) > 0
         assert connection.is_closed()
     assert_serves(server)
 

@@ -206,7 +206,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_without_upgrade = heads.without_upgrade(method, self.url, version, self.headers)
             return
         if len(self.pipeline) >= PIPELINED_MAX:
-            raise TooManyRequests(Problem("too_many_requests", "Too many requests wait on one connection."))
+            problem = Problem("too_many_requests", "Too many requests wait on one connection.")
+            raise TooManyRequests(problem, headers={"Retry-After": "1"})
         if len(self.connections) > self._connections_max:
             raise ServiceUnavailable.retry_after(1, "There are too many connections.")
         super().on_headers_complete()
