@@ -204,10 +204,12 @@ OPERATIONS = [
     "GET /customers/{id}/store-credits",
     "POST /customers/{id}/offers",
     "GET /healthz",
+    "HEAD /healthz",
     "GET /readyz",
+    "HEAD /readyz",
     "GET /metrics",
 ]
-WITHOUT_PARAMETERS = {"GET /healthz", "GET /readyz", "GET /metrics"}
+WITHOUT_PARAMETERS = {"GET /healthz", "HEAD /healthz", "GET /readyz", "HEAD /readyz", "GET /metrics"}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

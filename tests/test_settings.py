@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from store_credit.app import create_app
-from store_credit.settings import InvalidSettings, Settings, load
+from store_credit.settings import InvalidSettings, Settings, load, unknown
 from tests.http_fixtures import running
 from tests.making import Clock
 
@@ -74,6 +74,11 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_duration(monkeypatch: pytest.MonkeyPatch, text: str, seconds: int) -> None:
     chosen = from_environment(monkeypatch, STORE_CREDIT_HOLD_TTL=text)
     assert chosen.hold_ttl == timedelta(seconds=seconds)
+
+
+def test_a_name_that_is_no_setting_is_found() -> None:
+    names = ["STORE_CREDIT_HOLD_TTL", "store_credit_deadline", "STORE_CREDIT_HOLD_TLL", "PATH"]
+    assert unknown(names) == ["STORE_CREDIT_HOLD_TLL"]
 
 
 def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -74,6 +78,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
+    app.state.probes = health.Probes()
     app.include_router(callout_router(chosen.callout_paths))
     app.include_router(webhook_routes.router)
     app.include_router(merchant_routes.router)
@@ -102,7 +107,8 @@ def _build(chosen: Settings, clock: Clock | None) -> Service:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Gives the settings to the server: it has limits to keep before a request reaches the application."""
     service: Service = app.state.service
     stopped = asyncio.Event()
     async with contextlib.AsyncExitStack() as cleanup:
@@ -113,15 +119,42 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         of_settings = _credentials_of(service.settings)
         await _load_credentials(service, of_settings)
         _check_credentials(service)
+        _tell_unknown_settings()
+        cleanup.callback(_stop_with_parent())
         tasks = [
             asyncio.create_task(_keep_credentials(service, of_settings, stopped)),
             asyncio.create_task(keep_sweeping(service.ledger, service.settings.sweep_interval, stopped)),
             asyncio.create_task(_keep_inbox(service, stopped)),
         ]
         _spare_the_collector()
-        yield
+        yield {"settings": service.settings}
         stopped.set()
         await asyncio.gather(*tasks)
+
+
+def _tell_unknown_settings() -> None:
+    """A typo in a setting must be seen, most of all where it leaves something less safe."""
+    for name in settings.unknown(os.environ):
+        log.warning("unknown_setting", name=name)
+
+
+def _stop_with_parent() -> Callable[[], object]:
+    """Let a worker whose parent is killed stop as if it was told to, instead of serving on for ever.
+
+    Returns what ends the watch.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return lambda: None
+    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+    def stop() -> None:
+        loop.remove_reader(sentinel)
+        log.warning("parent_gone", note="the worker stops")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, stop)
+    return lambda: loop.remove_reader(sentinel)
 
 
 def _spare_the_collector() -> None:

@@ -1,8 +1,8 @@
 """Reading a request's body: bounded, strictly JSON, and into a model.
 
-The body is read after the credentials were checked, and never further than its limit. What is not
-JSON (NaN, Infinity, numbers beyond a double, duplicate keys, broken UTF-8) is refused cheaply and
-named; the input is never repeated.
+The body is read after the credentials were checked, never further than its limit, and not for ever;
+only so many large ones arrive at the same time. What is not JSON (NaN, Infinity, numbers beyond a
+double, duplicate keys, broken UTF-8) is refused cheaply and named; the input is never repeated.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from store_credit.errors import (
     PayloadTooLarge,
     Problem,
     RequestTimeout,
+    ServiceUnavailable,
     UnsupportedMediaType,
 )
 from store_credit.responses import printable, validation_problems
+from store_credit.service import service_of
 
 API_BODY_BYTES_MAX = 64 * 1024
 WEBHOOK_BODY_BYTES_MAX = 1024 * 1024
-BODY_SECONDS_MAX = 10
+LARGE_BODIES_MAX = 64
+"""Bodies larger than those of the API that may arrive at the same time: they take memory."""
 _INTEGER_DIGITS_MAX = 308
 """Integers of more digits are beyond a double, as `1e400` is."""
 
 M = TypeVar("M", bound=BaseModel)
+
+_large_bodies = asyncio.Semaphore(LARGE_BODIES_MAX)
 
 
 class _NotANumber:
@@ -65,7 +70,7 @@ async def read(request: Request, bytes_max: int) -> bytes:
     if announced.isdecimal() and int(announced[:20]) > bytes_max:
         raise PayloadTooLarge.over(bytes_max)
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
+        async with asyncio.timeout(service_of(request).settings.client_timeout.total_seconds()):
             return await _read_bounded(request, bytes_max)
     except TimeoutError:
         problem = Problem("request_timeout", "The body did not arrive in time.")
@@ -75,14 +80,26 @@ async def read(request: Request, bytes_max: int) -> bytes:
 
 
 async def _read_bounded(request: Request, bytes_max: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > bytes_max:
-            raise PayloadTooLarge.over(bytes_max)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    body = bytearray()
+    is_large = False
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > bytes_max:
+                raise PayloadTooLarge.over(bytes_max)
+            if len(body) > API_BODY_BYTES_MAX and not is_large:
+                await _take_room()
+                is_large = True
+    finally:
+        if is_large:
+            _large_bodies.release()
+    return bytes(body)
+
+
+async def _take_room() -> None:
+    if _large_bodies.locked():
+        raise ServiceUnavailable.retry_after(1, "Too many large bodies arrive at the same time.")
+    await _large_bodies.acquire()
 
 
 def loads(raw: bytes) -> tuple[dict[str, Any], bool]:

@@ -6,10 +6,12 @@
       Forbidden              403  valid credentials of another role
       NotFound               404
       Conflict               409  the name is taken, or a key was used for something else
-      RequestTimeout         408  the body did not arrive in time
+      RequestTimeout         408  the request did not arrive in time
       PayloadTooLarge        413
+      UriTooLong             414
       UnsupportedMediaType   415
       TooManyRequests        429
+      HeadTooLarge           431
       InternalServerError    500  a fault of our own
       ServiceUnavailable     503  nothing was approved; try again after `Retry-After`
 
@@ -100,6 +102,11 @@ class RequestTimeout(ApiError):
     type = "request_timeout"
 
 
+class UriTooLong(ApiError):
+    status = 414
+    type = "bad_request"
+
+
 class UnsupportedMediaType(ApiError):
     status = 415
     type = "bad_request"
@@ -108,6 +115,11 @@ class UnsupportedMediaType(ApiError):
 class TooManyRequests(ApiError):
     status = 429
     type = "too_many_requests"
+
+
+class HeadTooLarge(ApiError):
+    status = 431
+    type = "bad_request"
 
 
 class ServiceUnavailable(ApiError):

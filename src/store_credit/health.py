@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy import Connection
@@ -17,6 +21,9 @@ from store_credit.security import may_read
 from store_credit.service import Service, TheService
 from store_credit.webhooks import queries as inbox
 
+ANSWER_SECONDS_MAX = 1.0
+"""What asks for our health gives up soon: it is told that the database is silent before that."""
+
 router = APIRouter(tags=["Operations"])
 
 
@@ -24,17 +31,51 @@ class Health(BaseModel):
     status: str
 
 
+class Probes:
+    """Reads of the database that anybody may ask for: those who ask at the same time share one.
+
+    A read that takes too long goes on for those who ask later, until the database itself gives up.
+    """
+
+    def __init__(self) -> None:
+        self._reading: dict[Callable[..., None], asyncio.Task[None]] = {}
+
+    async def read(self, service: Service, function: Callable[..., None], *args: Any) -> None:
+        """Run the function in a read transaction. Raises TimeoutError, and whatever it raises."""
+        reading = self._reading.get(function)
+        if reading is None:
+            reading = asyncio.create_task(service.database.read(function, *args))
+            self._reading[function] = reading
+            reading.add_done_callback(lambda done: self._done(function, done))
+        await asyncio.wait([reading], timeout=ANSWER_SECONDS_MAX)
+        if not reading.done():
+            raise TimeoutError
+        reading.result()
+
+    def _done(self, function: Callable[..., None], reading: asyncio.Task[None]) -> None:
+        del self._reading[function]
+        if not reading.cancelled():
+            reading.exception()  # It may be that nobody is left to look at it.
+
+
+def probes_of(request: Request) -> Probes:
+    probes: Probes = request.app.state.probes
+    return probes
+
+
+@router.head("/healthz", response_model=Health)
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Json:
     """The process is alive."""
     return Json({"status": "ok"})
 
 
+@router.head("/readyz", response_model=Health, responses=answers(503))
 @router.get("/readyz", response_model=Health, responses=answers(503))
-async def readyz(service: TheService) -> Json:
+async def readyz(request: Request, service: TheService) -> Json:
     """The database can be reached, and its schema is the one that this version needs."""
     try:
-        await service.database.read(schema.check)
+        await probes_of(request).read(service, schema.check)
     except schema.SchemaMismatch as mismatch:
         raise ServiceUnavailable.retry_after(5, str(mismatch)) from None
     return Json({"status": "ready"})
@@ -53,7 +94,7 @@ async def metrics(request: Request, service: TheService) -> Response:
     if service.settings.metrics_role == "reader":
         await may_read(request)
     try:
-        await service.database.read(_take_stock, service)
+        await probes_of(request).read(service, _take_stock, service)
     except (SQLAlchemyError, OSError, TimeoutError):
         # The counters matter most while the database is away; the gauges keep their last values.
         request.state.reason = "database_away"

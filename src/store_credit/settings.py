@@ -6,6 +6,7 @@ Nothing secret has a default. What is missing or wrong stops the start with one 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
@@ -89,13 +90,17 @@ class Settings(BaseSettings):
 
     deadline: Duration = timedelta(milliseconds=2_500)
     """The longest that a request waits for the ledger; a webhook must answer within 3 s."""
+    client_timeout: Duration = timedelta(seconds=10)
+    """The longest that a client takes to send the head of a request, and again its body."""
+    connections: int = Field(800, ge=10, le=100_000)
+    """Open connections of one process; those that wait longest for a request make room for new ones."""
     sweep_interval: Duration = timedelta(seconds=5)
     """How often holds and lines past their time are looked for."""
     metrics_role: Literal["none", "reader"] = "none"
     """`reader` asks for credentials at `/metrics`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("hold_ttl", "sweep_interval", "deadline", "webhook_tolerance")
+    @field_validator("hold_ttl", "sweep_interval", "deadline", "client_timeout", "webhook_tolerance")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if not timedelta() < value <= timedelta(days=3_650):
@@ -140,6 +145,14 @@ class Settings(BaseSettings):
             if password is not None and not password.get_secret_value():
                 raise ValueError(f"{name}_PASSWORD must not be empty")
         return self
+
+
+def unknown(environment: Iterable[str]) -> list[str]:
+    """The names of variables that look like settings of ours and are none."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(
+        name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
 
 
 def load(**given: Any) -> Settings:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -269,15 +271,20 @@ async def test_a_body_is_not_read_before_the_credentials(shop: Shop) -> None:
     assert read == 0
 
 
-async def test_a_body_that_never_comes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store_credit.body.BODY_SECONDS_MAX", 0.01)
+async def test_a_body_that_never_comes(shop: Shop) -> None:
+    soon = shop.service.settings.model_copy(update={"client_timeout": timedelta(milliseconds=10)})
+    before = shop.service
 
     async def body() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.Event().wait()
 
     headers = {"Content-Type": "application/json"}
-    response = await shop.client.post(AUTHORIZE, content=body(), headers=headers, auth=CALLOUT)
+    shop.app.state.service = replace(before, settings=soon)
+    try:
+        response = await shop.client.post(AUTHORIZE, content=body(), headers=headers, auth=CALLOUT)
+    finally:
+        shop.app.state.service = before
     assert problem_of(response, 408, "request_timeout")["code"] == "request_timeout"
     assert response.headers["connection"] == "close"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import uvicorn
 
@@ -29,10 +31,7 @@ def serve(host: str, port: int, workers: int) -> None:
     # uvicorn finishes what is running, and then raises the signal again: to be told to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     asyncio.run(_try_start(chosen))
-    with tempfile.TemporaryDirectory(prefix="store-credit-metrics-") as folder:
-        if workers > 1:
-            # The workers' metrics meet in these files; set before they import the client.
-            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+    with _metrics_of_several_workers() if workers > 1 else contextlib.nullcontext():
         uvicorn.run(
             "store_credit.app:create_app",
             factory=True,
@@ -40,7 +39,7 @@ def serve(host: str, port: int, workers: int) -> None:
             port=port,
             workers=workers,
             loop="uvloop",
-            http="httptools",
+            http="store_credit.protocol:BoundedProtocol",
             ws="none",
             access_log=False,
             log_config=None,
@@ -49,6 +48,14 @@ def serve(host: str, port: int, workers: int) -> None:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
+
+
+@contextlib.contextmanager
+def _metrics_of_several_workers() -> Iterator[None]:
+    """The workers' metrics meet in files; the folder is set before they import the client."""
+    with tempfile.TemporaryDirectory(prefix="store-credit-metrics-") as folder:
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        yield
 
 
 async def _try_start(chosen: Settings) -> None:

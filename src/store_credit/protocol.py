@@ -1,0 +1,296 @@
+"""HTTP as it is taken from strangers: uvicorn's protocol with limits, and strict where that is lenient.
+
+`store-credit serve` uses it; another uvicorn does with `--http store_credit.protocol:BoundedProtocol`.
+Whatever is refused here is answered in the service's own shape, after the answers to what came before
+it on the connection, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from http import HTTPStatus
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from store_credit import heads, ids
+from store_credit.errors import (
+    ApiError,
+    BadRequest,
+    Problem,
+    RequestTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+from store_credit.responses import error_response
+from store_credit.settings import Settings
+from store_credit.telemetry import REQUEST_ID_HEADER, log
+from store_credit.transport import LingeringTransport
+
+FRAMING_BYTES_MAX = 32 * 1024
+"""What of a chunked body is neither body nor the sizes of its chunks: extensions and trailers."""
+CHUNK_FRAMING_BYTES = 16
+"""A chunk may spend so many bytes on its size."""
+PIPELINED_MAX = 100
+"""Requests that may wait on one connection for the answers before theirs."""
+READ_AT_ONCE = 16 * 1024
+"""The parser gets no more than this before the limits are looked at."""
+UNREAD_FACTOR = 6
+"""How much longer a client may take to make room for an answer than to send a request."""
+
+_Waiting = dict["BoundedProtocol", None]
+_waiting: WeakKeyDictionary[ServerState, _Waiting] = WeakKeyDictionary()
+"""Of each server the connections that wait for a request, those that have waited longest first."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    A request is read in two stages, its head and its body; each must arrive in time. Next to none of
+    this is done for a request that arrives in one piece.
+    """
+
+    transport: LingeringTransport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        chosen: Settings = app_state["settings"]
+        self._client_seconds = chosen.client_timeout.total_seconds()
+        self._connections_max = chosen.connections
+        self._waiting = _waiting.setdefault(server_state, {})
+        self._stage: Literal["idle", "head", "body"] = "idle"
+        self._stage_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._head_without_upgrade = b""
+        self._answering: RequestResponseCycle | None = None
+        self._is_refused = False
+        self._last_words = b""
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self._connections_max:
+            self._make_room()
+        unread_seconds = self._client_seconds * UNREAD_FACTOR
+        lingering = LingeringTransport(transport, self.loop, self._is_read, unread_seconds)
+        super().connection_made(lingering)
+        self._wait_for_request()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.pop(self, None)
+        self._cancel_stage_timer()
+        self._unset_keepalive_if_required()
+        self.transport.lost()
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn tells only the newest of several requests.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.transport.read_again()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for a request, if there is one."""
+        for longest in self._waiting:
+            del self._waiting[longest]
+            self.connections.discard(longest)
+            longest.transport.abort()
+            return
+
+    def _wait_for_request(self) -> None:
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
+
+    def _is_read(self) -> bool:
+        return self._stage != "body" and not self._is_refused
+
+    # What the client sends
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), READ_AT_ONCE):
+            part = data if len(data) <= READ_AT_ONCE else data[start : start + READ_AT_ONCE]
+            if self._is_refused or self.transport.is_closing():
+                self.transport.throw_away(len(part))
+            else:
+                self._parse(part)
+        if self._stage != "idle" and self._stage_timer is None and not self._is_refused:
+            seconds = self._client_seconds * (1 if self._stage == "head" else 2)
+            self._stage_timer = self.loop.call_later(seconds, self._too_slow)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            while data:
+                data = self._feed(data)
+            self._check_what_is_unfinished()
+        except ApiError as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            # An error of ours, raised while it parses, comes as the context of one of the parser's.
+            ours = error.__context__
+            problem = Problem("invalid_format", "This is not a valid HTTP request.")
+            self._refuse(ours if isinstance(ours, ApiError) else BadRequest(problem))
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parse it, and return what is to be parsed next: all after an `Upgrade`, which is ignored."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            return self._head_without_upgrade + data[upgrade.args[0] :]
+        if self._stage == "head":
+            self._head_bytes += len(data)
+        elif self._stage == "body":
+            self._framing_bytes = max(0, self._framing_bytes + len(data))
+        return b""
+
+    def _check_what_is_unfinished(self) -> None:
+        # What was counted may begin with the end of something else.
+        if self._stage == "head" and self._head_bytes > heads.HEAD_BYTES_MAX + READ_AT_ONCE:
+            raise heads.too_large(self.url)
+        if self._stage == "body" and self._framing_bytes > FRAMING_BYTES_MAX + READ_AT_ONCE:
+            raise BadRequest(Problem("invalid_format", "The body's chunks say too much beside the body."))
+
+    def _too_slow(self) -> None:
+        self._stage_timer = None
+        if self.flow.read_paused:
+            # It is us who keep it waiting.
+            self._stage_timer = self.loop.call_later(self._client_seconds, self._too_slow)
+        elif not self.transport.is_closing():
+            self._refuse(RequestTimeout(Problem("request_timeout", "The request did not arrive in time.")))
+
+    def _cancel_stage_timer(self) -> None:
+        if self._stage_timer is not None:
+            self._stage_timer.cancel()
+            self._stage_timer = None
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
+        self._enter("head")
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if self._head_bytes and heads.size(self.url, self.headers) > heads.HEAD_BYTES_MAX:
+            raise heads.too_large(self.url)
+        heads.check(version, self.url, self.headers)
+        if self.parser.should_upgrade():
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                raise BadRequest(Problem("invalid_format", "This is no proxy."))
+            self._head_without_upgrade = heads.without_upgrade(method, self.url, version, self.headers)
+            return
+        if len(self.pipeline) >= PIPELINED_MAX:
+            problem = Problem("too_many_requests", "Too many requests wait on one connection.")
+            raise TooManyRequests(problem, headers={"Retry-After": "1"})
+        if len(self.connections) > self._connections_max:
+            raise ServiceUnavailable.retry_after(1, "There are too many connections.")
+        super().on_headers_complete()
+        self._waiting.pop(self, None)
+        self._enter("body")
+        self._framing_bytes = 0
+        # Trailers come as headers do: they must not join those that were judged.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        self._framing_bytes -= CHUNK_FRAMING_BYTES
+
+    def on_message_complete(self) -> None:
+        if self._stage == "body":
+            self._enter("idle")
+            super().on_message_complete()
+
+    def _enter(self, stage: Literal["idle", "head", "body"]) -> None:
+        self._stage = stage
+        self._cancel_stage_timer()
+
+    # What is answered
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_answering():
+            return
+        if self._is_refused:
+            self._say_last_words()
+            return
+        self._wait_for_request()
+        if self._stage != "idle":
+            # The next request is on its way already, and has a time limit of its own.
+            self._unset_keepalive_if_required()
+
+    def _is_answering(self) -> bool:
+        cycle = self._answering
+        return cycle is not None and not (cycle.response_complete or cycle.disconnected)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer what is being read with an error, as the last answer of the connection."""
+        self._cancel_stage_timer()
+        self._is_refused = True
+        if self._stage != "body" or self._take_back(self.cycle):
+            self._last_words = self._rendered(error)
+        if not self._is_answering():
+            self._say_last_words()
+
+    def _take_back(self, cycle: RequestResponseCycle) -> bool:
+        """Whether a request whose body fails is still to be answered; the application is told that
+        the client is gone."""
+        cycle.keep_alive = False
+        if cycle.response_started:
+            return False
+        self.pipeline = deque(waits for waits in self.pipeline if waits[0] is not cycle)
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
+
+    def _say_last_words(self) -> None:
+        if not self.transport.is_closing():
+            self._wait_for_request()
+            self.transport.write(self._last_words)
+            self.transport.close()
+
+    def _rendered(self, error: ApiError) -> bytes:
+        answer = error_response(error)
+        request_id = ids.mint("req")
+        log.info("refused", request_id=request_id, status=error.status, reason=error.problems[0].message)
+        headers = [
+            *self.server_state.default_headers,
+            *answer.raw_headers,
+            (REQUEST_ID_HEADER, request_id.encode("ascii")),
+            (b"connection", b"close"),
+        ]
+        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode("ascii")
+        lines = [status, *(name + b": " + value for name, value in headers)]
+        return b"\r\n".join([*lines, b"", bytes(answer.body)])
