@@ -83,7 +83,7 @@ class Metrics:
         )
         self.passwords_throttled = self._counter(
             "passwords_throttled",
-            "Passwords that were not checked, as too many of the name or address were wrong, or too many wait.",
+            "Passwords that were not checked: too many of the name or address were wrong, or wait.",
             "why",
         )
         self.batch_size = Histogram(

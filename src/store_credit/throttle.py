@@ -19,7 +19,8 @@ FAILURES_MAX = 20
 """Wrong passwords that a name, or an address, has at once."""
 SECONDS_PER_FAILURE = 3.0
 """After this time one more."""
-KEYS_MAX = 10_000
+KEYS_MAX = 20_000
+"""More than one thread of argon2 can fill before the first of them have faded."""
 
 Key = Literal["name", "address"]
 
