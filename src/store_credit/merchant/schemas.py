@@ -246,8 +246,8 @@ class Listed(BaseModel, Generic[T]):
 
 
 CURSOR = (
-    "The id of an element, as such a list shows it. It marks a place in the order, whether or not the element"
-    " is in this list; what can be no id of the list is refused."
+    "The id of an element, as such a list shows it. It marks a place in the order, whether or not the"
+    " element is in this list; what can be no id of the list is refused."
 )
 
 
