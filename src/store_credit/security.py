@@ -66,7 +66,7 @@ class Authenticator:
         on_throttled: Callable[[str], None] | None = None,
     ) -> None:
         self._clock = clock or _system_time
-        self._throttle = throttle or Throttle()
+        self._throttle = throttle if throttle is not None else Throttle()
         self._on_throttled = on_throttled or (lambda _: None)
         self._used_at: dict[str, datetime] = {}
         self._noted_at: dict[str, datetime] = {}
