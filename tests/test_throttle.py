@@ -280,6 +280,16 @@ async def test_right_credentials_pass_a_full_queue(
     assert Counter(map(type, results)) == {type(None): HASHES_WAITING_MAX, TooManyRequests: 1}
 
 
+async def test_all_right_credentials_may_come_at_once(authenticator: Authenticator) -> None:
+    many = [
+        Credential(f"cred_{n}", f"till-{n}", Role.READER, credentials.hashed(f"right-{n}", CHEAP))
+        for n in range(HASHES_WAITING_MAX * 3)
+    ]
+    authenticator.replace(many)
+    calls = [authenticator.authenticate(basic(f"till-{n}:right-{n}"), "10.0.0.1") for n in range(len(many))]
+    assert None not in await asyncio.gather(*calls)
+
+
 async def test_who_asks_without_a_header_is_always_told_how(
     authenticator: Authenticator, counted: CountingHasher
 ) -> None:

@@ -37,7 +37,9 @@ from store_credit.throttle import Throttle
 REMEMBERED_SECONDS = 300
 REMEMBERED_MAX = 1_024
 HASHES_WAITING_MAX = 64
-"""In each of the two queues."""
+"""Guesses that wait to be checked."""
+FITTING_WAITING_MAX = 1_024
+"""Right passwords that wait: as many as are remembered, for all may come at once after a start."""
 HEADER_LENGTH_MAX = 4_096
 USE_NOTED_EVERY = timedelta(minutes=1)
 """How often at most the last use of a credential is written down."""
@@ -76,8 +78,8 @@ class Authenticator:
         self._key = secrets.token_bytes(32)
         self._dummy_hash = hashed(secrets.token_urlsafe())
         self._remembered: dict[bytes, tuple[str, float]] = {}
-        self._fitting = _Checks("argon2")
-        self._guesses = _Checks("argon2-guesses")
+        self._fitting = _Checks("argon2", FITTING_WAITING_MAX)
+        self._guesses = _Checks("argon2-guesses", HASHES_WAITING_MAX)
 
     def replace(self, credentials: Iterable[Credential]) -> None:
         """Take these credentials for valid from now on, and no others."""
@@ -192,7 +194,8 @@ class Authenticator:
 class _Checks:
     """Passwords that wait for argon2, in one thread. Equal headers that arrive together share one check."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, waiting_max: int) -> None:
+        self._waiting_max = waiting_max
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting: dict[bytes, asyncio.Future[Credential | None]] = {}
 
@@ -201,7 +204,7 @@ class _Checks:
     ) -> asyncio.Future[Credential | None] | None:
         """The check of the header with this digest; None when too many wait."""
         waiting = self._waiting.get(digest)
-        if waiting is None and len(self._waiting) < HASHES_WAITING_MAX:
+        if waiting is None and len(self._waiting) < self._waiting_max:
             waiting = asyncio.get_running_loop().run_in_executor(self._thread, check)
             self._waiting[digest] = waiting
             waiting.add_done_callback(lambda _: self._waiting.pop(digest, None))

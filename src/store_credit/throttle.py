@@ -20,7 +20,7 @@ FAILURES_MAX = 20
 SECONDS_PER_FAILURE = 3.0
 """After this time one more."""
 KEYS_MAX = 20_000
-"""More than one thread of argon2 can fill before the first of them have faded."""
+"""More than one thread of argon2 checks until the first of them have faded."""
 
 Key = Literal["name", "address"]
 
