@@ -86,6 +86,8 @@ def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WRONG: list[tuple[dict[str, str], str, str]] = [
+    ({"WEBHOOK_SECRETS": f"{SECRET}\udcff"}, "WEBHOOK_SECRETS", "UTF-8"),
+    ({"CALLOUT_USERNAME": "a", "CALLOUT_PASSWORD": f"{SECRET}\udcff"}, "CALLOUT_PASSWORD", "UTF-8"),
     ({"HOLD_TTL": "soon"}, "STORE_CREDIT_HOLD_TTL", "duration"),
     ({"HOLD_TTL": "0s"}, "STORE_CREDIT_HOLD_TTL", "zero"),
     ({"HOLD_TTL": "-1h"}, "STORE_CREDIT_HOLD_TTL", "duration"),

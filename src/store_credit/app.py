@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from store_credit import __version__, credentials, health, schema, settings
 from store_credit.callouts.routes import callout_router
-from store_credit.credentials import Credential, Role, hasher
+from store_credit.credentials import Credential, Role, hashed, hasher
 from store_credit.database import InvalidUrl, connect, is_passing
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Clock, Ledger
@@ -103,7 +103,8 @@ def _build(chosen: Settings, clock: Clock | None) -> Service:
     policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     deadline = chosen.deadline / timedelta(seconds=1)
     ledger = Ledger(database, policy, clock=clock, deadline_seconds=deadline, on_commit=metrics.committed)
-    return Service(chosen, database, ledger, Authenticator(clock), metrics, clock or _system_time)
+    authenticator = Authenticator(clock, on_throttled=metrics.password_throttled)
+    return Service(chosen, database, ledger, authenticator, metrics, clock or _system_time)
 
 
 @contextlib.asynccontextmanager
@@ -182,7 +183,7 @@ def _credentials_of(chosen: Settings) -> list[Credential]:
         (chosen.merchant_username, chosen.merchant_password, Role.MERCHANT),
     )
     return [
-        Credential(f"{_OF_SETTINGS}{role}", name, role, hasher.hash(password.get_secret_value()))
+        Credential(f"{_OF_SETTINGS}{role}", name, role, hashed(password.get_secret_value(), hasher))
         for name, password, role in pairs
         if name is not None and password is not None
     ]
@@ -194,12 +195,17 @@ async def _load_credentials(service: Service, of_settings: list[Credential]) -> 
 
 
 async def _note_uses(service: Service) -> None:
-    """Keep the last use of the database's credentials; those of the environment have no row."""
+    """Keep the last use of the database's credentials, and hashes that were renewed by it.
+
+    Those of the environment have no row.
+    """
     uses = service.authenticator.unnoted_uses()
     kept = {id_: used for id_, used in uses.items() if not id_.startswith(_OF_SETTINGS)}
     if kept:
         await service.database.write(credentials.note_uses, kept)
     service.authenticator.noted(uses)
+    if renewed := service.authenticator.renewed_hashes():
+        await service.database.write(credentials.renew, renewed)
 
 
 def _check_credentials(service: Service) -> None:

@@ -5,6 +5,9 @@ Several credentials may share a name: that is how a password is rotated with bot
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +40,9 @@ PASSWORD_BYTES = 24
 hasher = argon2.using(type="ID", memory_cost=19 * 1024, rounds=2, parallelism=1)
 """argon2id with the parameters that OWASP recommends: 19 MiB, two passes, one lane."""
 
+_SALT_BYTES = 16
+_TAG_BYTES = 4
+
 
 class NothingToRotate(Exception):
     """No valid credential has this name, and this role if one is asked for."""
@@ -44,6 +50,39 @@ class NothingToRotate(Exception):
 
 class SeveralRoles(Exception):
     """The credentials of this name have several roles: it must be said which."""
+
+
+def hashed(password: str, using: Any = hasher) -> str:
+    """The argon2id hash of a password, whose salt ends with a tag: see `may_match`."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    salted: str = using.using(salt=salt + _tag(salt, password)).hash(password)
+    return salted
+
+
+def may_match(password: str, password_hash: str) -> bool:
+    """True for the right password and for one in 2**32 others, at the cost of one SHA-256.
+
+    It tells the right password from a flood of guesses before argon2 is spent on them. The tag gives 32
+    bits of a password to those who can read the database; a generated one has 192, and those of the
+    environment are not in there.
+    """
+    salt = _salt_of(password_hash)
+    return hmac.compare_digest(salt[_SALT_BYTES:], _tag(salt[:_SALT_BYTES], password))
+
+
+def is_tagged(password_hash: str) -> bool:
+    """Whether `may_match` can tell; hashes of earlier versions have no tag."""
+    return len(_salt_of(password_hash)) == _SALT_BYTES + _TAG_BYTES
+
+
+def _tag(salt: bytes, password: str) -> bytes:
+    return hashlib.sha256(salt + password.encode()).digest()[:_TAG_BYTES]
+
+
+def _salt_of(password_hash: str) -> bytes:
+    """The salt of `$argon2id$v=19$<parameters>$<salt>$<hash>`, which is Base64 without padding."""
+    encoded = password_hash.split("$")[4]
+    return base64.b64decode(encoded + "=" * (-len(encoded) % 4))
 
 
 class Role(StrEnum):
@@ -94,7 +133,7 @@ class Credential:
 def add(connection: Connection, name: str, role: Role, now: datetime) -> tuple[Credential, str]:
     """A new credential with a generated password, which is returned once and kept nowhere."""
     password = secrets.token_urlsafe(PASSWORD_BYTES)
-    new = Credential(ids.mint("cred"), name, role, hasher.hash(password), now)
+    new = Credential(ids.mint("cred"), name, role, hashed(password), now)
     connection.execute(
         insert(credential).values(
             id=new.id,
@@ -146,6 +185,13 @@ def note_uses(connection: Connection, used_at: Mapping[str, datetime]) -> None:
         earlier = or_(credential.c.last_used_at.is_(None), credential.c.last_used_at < moment)
         its_own = update(credential).where(credential.c.id == credential_id, earlier)
         connection.execute(its_own.values(last_used_at=moment))
+
+
+def renew(connection: Connection, hashes: Mapping[str, tuple[str, str]]) -> None:
+    """Put hashes, by credential id, in the place of those that they were made for: (old, new) each."""
+    for credential_id, (old, new) in sorted(hashes.items()):
+        same = (credential.c.id == credential_id, credential.c.password_hash == old)
+        connection.execute(update(credential).where(*same).values(password_hash=new))
 
 
 def listed(connection: Connection) -> list[Credential]:

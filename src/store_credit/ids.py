@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
+_MINTED = re.compile(f"[{_ALPHABET}]{{26}}")
 
 _lock = threading.Lock()
 _last = 0
@@ -27,3 +29,8 @@ def mint(prefix: str) -> str:
         # One bit less than there is room for leaves room to count on.
         _last = value = now | secrets.randbits(_RANDOM_BITS - 1) if now > _last else _last + 1
     return f"{prefix}_{''.join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])}"
+
+
+def is_minted(text: str, prefix: str) -> bool:
+    """Whether it has the form of our identifiers with this prefix, whether or not it was ever given."""
+    return text.startswith(f"{prefix}_") and _MINTED.fullmatch(text, len(prefix) + 1) is not None

@@ -49,7 +49,7 @@ _DESCRIPTIONS = {
     409: "The name is taken, or the key was used for another request.",
     413: "The body is too large.",
     415: "The body is not JSON.",
-    429: "Too many passwords wait to be checked.",
+    429: "Too many wrong passwords, or too many wait to be checked. The right one still passes.",
     500: "Something went wrong on our side.",
     503: "The database does not answer, or there is too much to do. Nothing was approved; a change that"
     " was under way may still take effect.",

@@ -100,6 +100,14 @@ class Settings(BaseSettings):
     """`reader` asks for credentials at `/metrics`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _utf_8(cls, value: object) -> object:
+        # What is not comes from the environment as lone surrogates.
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError("must be valid UTF-8")
+        return value
+
     @field_validator("hold_ttl", "sweep_interval", "deadline", "client_timeout", "webhook_tolerance")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:

@@ -81,6 +81,11 @@ class Metrics:
         self.overdrawn = self._counter(
             "overdrawn_deductions", "Deductions that took a line below what is held or zero."
         )
+        self.passwords_throttled = self._counter(
+            "passwords_throttled",
+            "Passwords that were not checked: too many of the name or address were wrong, or wait.",
+            "why",
+        )
         self.batch_size = Histogram(
             "store_credit_batch_size",
             "Works that one transaction of the ledger carried.",
@@ -113,6 +118,9 @@ class Metrics:
     def committed(self, works: int, seconds: float) -> None:
         self.batch_size.observe(works)
         self.commit_seconds.observe(seconds)
+
+    def password_throttled(self, why: str) -> None:
+        self.passwords_throttled.labels(why).inc()
 
     def exposition(self) -> tuple[bytes, str]:
         """The metrics of all worker processes, and their content type."""

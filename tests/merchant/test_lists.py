@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -416,6 +417,25 @@ async def test_a_filter_that_is_not_known(shop: Shop, name: str) -> None:
     problem = problem_of(response, 400, "bad_request")
     assert (problem["code"], problem["parameter"]) == ("unknown_parameter", name)
     assert "zebra" not in response.text
+
+
+PREFIXES = {"deductions": "ded", "holds": "hold", "decisions": "dec", "webhook-events": "evt"}
+
+
+@each_list
+async def test_a_cursor_is_an_id_of_the_list_whether_or_not_it_is_there(shop: Shop, fill: Fill) -> None:
+    path, all_ids = await created_before(shop, fill)
+    before_all = "0" * 26
+    wrong = ("zebra", f"req_{before_all}", before_all, f"cl_{before_all} ", f"cl_{'u' * 26}")
+    for cursor, parameter in itertools.product(wrong, ("startingAfter", "endingBefore")):
+        response = await shop.client.get(path, params={parameter: cursor}, auth=MERCHANT)
+        problem = problem_of(response, 400, "bad_request")
+        assert (problem["code"], problem["parameter"]) == ("invalid_parameter", parameter), cursor
+        assert cursor not in response.text
+    if not path.endswith("/entries"):
+        oldest = f"{PREFIXES.get(path.rpartition('/')[2], 'cl')}_{before_all}"
+        assert await shop.get(path, startingAfter=oldest) == {"hasMore": False, "data": []}
+        assert ids(await shop.get(path, endingBefore=oldest)) == all_ids
 
 
 @pytest.mark.parametrize("parameter", ["startingAfter", "endingBefore"])

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import base64
+import hmac
+import json
+import string
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 
-from store_credit.webhooks.signature import CANDIDATES_MAX, SignatureRefused, moment, sign, time_of, verify
-from tests.http_fixtures import signature_of
+from store_credit.webhooks.signature import (
+    CANDIDATES_MAX,
+    HEADER_LENGTH_MAX,
+    SignatureRefused,
+    moment,
+    sign,
+    time_of,
+    verify,
+)
+from tests.http_fixtures import Shop, order_event, problem_of, signature_of, source
 from tests.making import NOON
+
+pytest_plugins = ["tests.http_fixtures"]
 
 BODY = b'{"id": "event-1", "amount": 11.40}'
 TOLERANCE = timedelta(seconds=300)
@@ -145,27 +160,56 @@ def test_url_safe_base64_is_not_the_standard_one() -> None:
     assert not accepts(header.replace("+", "-").replace("/", "_"), body)
 
 
+def flipped(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each bit's number, and the bytes with that bit changed."""
+    for index in range(len(raw) * 8):
+        changed = bytearray(raw)
+        changed[index // 8] ^= 1 << index % 8
+        yield index, bytes(changed)
+
+
+EVENT = json.dumps(
+    {
+        "id": "4f0c1a52-6d0e-4a55-9d6a-5f1f6f0f7a11",
+        "type": "checkout_session.order.created",
+        "createdTime": "2026-11-20T12:00:00.123456Z",
+        "liveMode": True,
+        "data": {"object": order_event(source())["data"]["object"] | {"email": "kundin@beispiel.test"}},
+    },
+    indent=2,
+).encode()
+TIMESTAMPS = [SECONDS, f"{SECONDS}000", "2026-11-20T12:00:00Z", "2026-11-20T13:00:00+01:00[Europe/Berlin]"]
+each_timestamp = pytest.mark.parametrize("timestamp", TIMESTAMPS)
+
+
 def test_every_changed_bit_of_the_body() -> None:
-    header = signed()
-    for index in range(len(BODY) * 8):
-        changed = bytearray(BODY)
-        changed[index // 8] ^= 1 << index % 8
-        assert not accepts(header, bytes(changed)), index
+    header = signed(body=EVENT)
+    assert accepts(header, EVENT)
+    assert [index for index, changed in flipped(EVENT) if accepts(header, changed)] == []
 
 
-def test_every_changed_bit_of_the_signature() -> None:
-    digest = base64.b64decode(candidate())
-    for index in range(len(digest) * 8):
-        changed = bytearray(digest)
-        changed[index // 8] ^= 1 << index % 8
-        assert not accepts(f"{SECONDS}, {base64.b64encode(changed).decode()}"), index
+@each_timestamp
+def test_every_changed_bit_of_the_header(timestamp: str) -> None:
+    """Of timestamp, separator and signature, as a server would decode them."""
+    header = signed(timestamp, body=EVENT)
+    assert accepts(header, EVENT)
+    changes = flipped(header.encode())
+    assert [index for index, raw in changes if accepts(raw.decode("latin-1"), EVENT)] == []
 
 
-def test_every_changed_bit_of_the_timestamp() -> None:
-    for index in range(len(SECONDS) * 8):
-        changed = bytearray(SECONDS.encode())
-        changed[index // 8] ^= 1 << index % 8
-        assert not accepts(f"{changed.decode('latin-1')}, {candidate()}"), index
+@each_timestamp
+def test_every_changed_bit_of_the_signature(timestamp: str) -> None:
+    digest = base64.b64decode(signed(timestamp, body=EVENT).partition(", ")[2])
+    for index, changed in flipped(digest):
+        assert not accepts(f"{timestamp}, {base64.b64encode(changed).decode()}", EVENT), index
+
+
+def test_no_other_base64_of_the_same_signature() -> None:
+    """The last character but the padding has two bits that decoding throws away."""
+    right = candidate()
+    for last in string.ascii_letters + string.digits + "+/":
+        other = f"{right[:-2]}{last}="
+        assert accepts(f"{SECONDS}, {other}") == (other == right), other
 
 
 @pytest.mark.parametrize("body", [b"", BODY + b"\n", b" " + BODY, BODY.replace(b"11.40", b"11.4")])
@@ -181,6 +225,96 @@ def test_the_timestamp_can_not_borrow_from_the_body() -> None:
     # `1.2` + `.` + `3` and `1` + `.` + `2.3` are the same bytes: only the age check tells them apart.
     header = signed(body=b"2026.{}")
     assert not accepts(header.replace(SECONDS, f"{SECONDS}.2026"), b"{}")
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("matching", [0, -1])
+def test_every_candidate_is_compared_with_every_secret_in_constant_time(
+    monkeypatch: pytest.MonkeyPatch, count: int, matching: int
+) -> None:
+    """Also after a match: how long it takes tells neither whether nor which one matched."""
+    compared: list[tuple[bytes, bytes]] = []
+    constant_time = hmac.compare_digest
+
+    def counting(right: bytes, given: bytes) -> bool:
+        compared.append((right, given))
+        return constant_time(right, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", counting)
+    secrets = tuple(f"secret-{n}" for n in range(count))
+    header = ", ".join([SECONDS, candidate(secrets[matching]), candidate("other")])
+    assert accepts(header, secrets=secrets)
+    assert len(compared) == count * 2
+    assert not accepts(f"{SECONDS}, {candidate('other')}", secrets=secrets)
+    assert len(compared) == count * 3
+    assert {right.decode() for right, _ in compared} == {sign(SECONDS, BODY, secret) for secret in secrets}
+
+
+# Headers that were made up
+
+
+def test_the_last_of_several_v1_may_match_and_no_key_is_read() -> None:
+    assert accepts(f"{SECONDS}, v1={candidate('other')}, {candidate()}")
+    assert not accepts(f"t={SECONDS}, v1={candidate()}, v1={candidate()}")
+    assert not accepts(f"{SECONDS}, v1={candidate()}, v1={candidate()}, v0={candidate()}")
+
+
+def test_of_two_timestamps_the_first_is_signed() -> None:
+    assert not accepts(f"1, {SECONDS}, {candidate()}")
+    assert accepts(f"{SECONDS}, 1, {candidate()}")
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        *("+" + SECONDS, "-" + SECONDS, f"{SECONDS[:4]}_{SECONDS[4:]}", f"{SECONDS[:4]} {SECONDS[4:]}"),
+        *(f"t={SECONDS}", f"{SECONDS}.0", f"{SECONDS}e0", hex(int(SECONDS)), f"{SECONDS}[UTC]"),
+        *(f"{SECONDS}\x0b", f"\x1f{SECONDS}", f"{SECONDS}\0", f"{SECONDS}\n"),
+    ],
+)
+def test_a_timestamp_in_another_notation(timestamp: str) -> None:
+    assert not accepts(signed(timestamp))
+
+
+@pytest.mark.parametrize(
+    "zero", ["\N{ARABIC-INDIC DIGIT ZERO}", "\N{FULLWIDTH DIGIT ZERO}", "\N{SUPERSCRIPT ZERO}"]
+)
+def test_digits_of_other_scripts(zero: str) -> None:
+    timestamp = "".join(chr(ord(zero) + int(digit)) for digit in SECONDS)
+    assert not accepts(signed(timestamp))
+
+
+@pytest.mark.parametrize("blank", ["\xa0", "\x85", "\u2003", "\x0c", "\x1c", "\n", "\ud800"])
+def test_only_blanks_and_tabs_are_blank(blank: str) -> None:
+    assert not accepts(f"{SECONDS},{blank}{candidate()}")
+
+
+def test_upper_case_hex() -> None:
+    digest = base64.b64decode(candidate())
+    assert not accepts(f"{SECONDS}, {digest.hex().upper()}")
+
+
+def test_a_huge_header_is_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert accepts(f"{SECONDS}, {candidate()}".ljust(HEADER_LENGTH_MAX))
+    monkeypatch.setattr(hmac, "digest", None)
+    assert not accepts(f"{SECONDS}, {candidate()}".ljust(HEADER_LENGTH_MAX + 1))
+    assert not accepts("," * 1_000_000)
+    assert not accepts(f"{SECONDS}{', ' * CANDIDATES_MAX}, {candidate()}")
+
+
+async def test_a_second_header_adds_nothing(shop: Shop) -> None:
+    body = json.dumps(order_event(source())).encode()
+    now = str(int(shop.clock().timestamp()))
+    right, wrong = signature_of(body, now), signature_of(body, now, "other")
+
+    async def post(*headers: str) -> httpx.Response:
+        given = [("DigitalRiver-Signature", header) for header in headers]
+        kind = ("Content-Type", "application/json")
+        return await shop.client.post("/webhooks/digital-river", content=body, headers=[kind, *given])
+
+    problem_of(await post(wrong, wrong), 401, "unauthorized")
+    problem_of(await post(wrong, right), 401, "unauthorized")
+    assert (await post(right, wrong)).status_code == 200
 
 
 def test_a_refusal_repeats_nothing_that_was_sent() -> None:

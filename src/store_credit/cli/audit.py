@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Connection, func, select
 
-from store_credit.cli.session import Session, run
+from store_credit.cli.session import Session, plain, run
 from store_credit.fields import time_text
 from store_credit.ledger.audit import Finding, audit
 from store_credit.ledger.digest import Digest, digest
@@ -46,7 +46,7 @@ def _audit(
 
 def _print_finding(finding: Finding) -> None:
     where = finding.line_id if finding.seq is None else f"{finding.line_id}, entry {finding.seq}"
-    typer.echo(f"{where}: {finding.problem}")
+    typer.echo(f"{plain(where)}: {plain(finding.problem)}")
 
 
 def _print_digest(found: Digest, as_of: datetime | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -201,7 +202,7 @@ def _tell_tally(tally: catch_up.Tally) -> None:
         f" {tally.waiting} wait for an operator, {tally.unreadable} not readable."
     )
     if tally.last_id is not None:
-        typer.echo(f"The last was {tally.last_id}; --starting-after goes on from there.")
+        typer.echo(f"The last was {plain(tally.last_id)}; --starting-after goes on from there.")
 
 
 def _event_table(rows: list[RowMapping]) -> Table:
@@ -251,4 +252,6 @@ def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
         for line in lines:
             worth = money.to_text(line.balance, line.row["currency"])
             typer.echo(f"  {line.row['id']}  {plain(line.row['customer_id'])}  {worth}  {line.status}")
-        typer.echo(f"\nstore-credit events apply {row['event_id']} --line {lines[0].row['id']}")
+        # What begins with a dash would be an option.
+        named = plain(shlex.join((["--"] if row["event_id"].startswith("-") else []) + [row["event_id"]]))
+        typer.echo(f"\nstore-credit events apply --line {lines[0].row['id']} {named}")

@@ -26,6 +26,7 @@ __all__ = ["app", "when"]
 app = typer.Typer(help="Credit lines.", no_args_is_help=True)
 
 LIST_LIMIT_MAX = 1_000
+ENTRIES_MAX = 100_000
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
@@ -64,7 +65,8 @@ def issue_line(
         typer.echo(json.dumps(rendering.line(issued)))
         return
     worth = money.to_text(issued.balance, issued.row["currency"])
-    typer.echo(f"Issued {command.line_id} over {worth}; Digital River knows it as {command.upstream_id}.")
+    known_as = plain(command.upstream_id)
+    typer.echo(f"Issued {command.line_id} over {worth}; Digital River knows it as {known_as}.")
 
 
 @app.command("list")
@@ -97,7 +99,9 @@ def list_lines(
 @app.command("show")
 def show_line(
     name: Annotated[str, typer.Argument(help="Its id, or the upstreamId that Digital River knows.")],
-    entries: Annotated[int, typer.Option(min=1, help="At most this many of the newest entries.")] = 50,
+    entries: Annotated[
+        int, typer.Option(min=1, max=ENTRIES_MAX, help="At most this many of the newest entries.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Print a credit line's statement: what it is worth, what is promised, and how that came about."""

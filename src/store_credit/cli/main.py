@@ -48,6 +48,11 @@ app.add_typer(reports.app, name="report")
 
 def main() -> None:
     """The entry point of the `store-credit` command."""
+    for argument in sys.argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            fail(f"The argument {argument!r} is not valid UTF-8.")
     app(prog_name="store-credit")
 
 

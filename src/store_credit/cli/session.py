@@ -126,5 +126,5 @@ def moment(option: str, text: str | None) -> datetime | None:
 
 
 def fail(sentence: str) -> NoReturn:
-    sys.stderr.write(f"store-credit: {sentence}\n")
+    sys.stderr.write(f"store-credit: {plain(sentence)}\n")
     raise SystemExit(2)

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, RowMapping
 from store_credit.body import parse
 from store_credit.errors import BadRequest, Conflict, NotFound, Problem
 from store_credit.ledger.commands import Cause
+from store_credit.ledger.queries import Page
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.merchant import rendering, schemas
-from store_credit.merchant.paging import page_of, stored_id
+from store_credit.merchant.paging import stored_id
 from store_credit.openapi import answers, takes
 from store_credit.responses import Json
 from store_credit.security import Principal, may_read, may_write
@@ -38,8 +39,9 @@ _WRITE: Any = {
 )
 async def list_events(service: TheService, query: Annotated[schemas.EventQuery, Query()]) -> Json:
     """The inbox, newest first. `unmatched`, `failed` and `conflict` wait for an operator."""
+    page = Page(query.limit, query.starting_after, query.ending_before)
     wanted = queries.EventFilter(query.state, query.type, query.order_id)
-    rows, more = await service.database.read(queries.events, wanted, page_of(query))
+    rows, more = await service.database.read(queries.events, wanted, page)
     return Json(rendering.listed(rows, more, rendering.event))
 
 

@@ -138,7 +138,7 @@ async def list_all_holds(service: TheService, query: Annotated[bodies.HoldQuery,
     """The holds of all credit lines, newest first: those in one state, or of some age."""
     now = await service.ledger.now()
     wanted = HoldFilter(query.state, now - query.older_than if query.older_than is not None else None)
-    rows, more = await service.database.read(queries.all_holds, wanted, page_of(query), now)
+    rows, more = await service.database.read(queries.all_holds, wanted, page_of(query, "hold"), now)
     return Json(rendering.listed(rows, more, lambda row: rendering.hold(row, row["currency"])))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from store_credit.errors import NotFound
+from store_credit import ids
+from store_credit.errors import BadRequest, NotFound
 from store_credit.ledger import queries
 from store_credit.ledger.queries import LineFigures, Page
 from store_credit.merchant.schemas import PageQuery
@@ -12,7 +13,17 @@ from store_credit.metadata import ID_LENGTH_MAX
 from store_credit.service import Service
 
 
-def page_of(query: PageQuery) -> Page:
+def page_of(query: PageQuery, prefix: str) -> Page:
+    """The page of a list whose ids have this prefix. Raises BadRequest for a cursor that is no such id.
+
+    A cursor is a place in the order of time: it need not be in the list, nor still be there.
+    """
+    for parameter, cursor in (
+        ("startingAfter", query.starting_after),
+        ("endingBefore", query.ending_before),
+    ):
+        if cursor is not None and not ids.is_minted(cursor, prefix):
+            raise BadRequest.parameter(parameter, "The cursor is no id of this list.")
     return Page(query.limit, query.starting_after, query.ending_before)
 
 

@@ -74,7 +74,7 @@ async def list_lines(service: TheService, query: Annotated[schemas.LineQuery, Qu
     """Credit lines, newest first."""
     wanted = LineFilter(**query.model_dump(exclude={"limit", "starting_after", "ending_before"}))
     now = await service.ledger.now()
-    rows, more = await service.database.read(queries.lines, wanted, page_of(query), now)
+    rows, more = await service.database.read(queries.lines, wanted, page_of(query, "cl"), now)
     return Json(rendering.listed(rows, more, rendering.line))
 
 
@@ -130,7 +130,7 @@ async def list_holds(
     """The holds of a credit line, newest first, ended ones included."""
     line = await line_of(service, id)
     now = await service.ledger.now()
-    rows, more = await service.database.read(queries.holds, line.row["id"], page_of(query), now)
+    rows, more = await service.database.read(queries.holds, line.row["id"], page_of(query, "hold"), now)
     return Json(rendering.listed(rows, more, lambda row: rendering.hold(row, line.row["currency"])))
 
 
@@ -147,7 +147,7 @@ async def list_deductions(
 ) -> Json:
     """The deductions of a credit line, newest first."""
     line = await line_of(service, id)
-    rows, more = await service.database.read(queries.deductions, line.row["id"], page_of(query))
+    rows, more = await service.database.read(queries.deductions, line.row["id"], page_of(query, "ded"))
     return Json(rendering.listed(rows, more, lambda row: rendering.deduction(row, line.row["currency"])))
 
 
@@ -165,7 +165,7 @@ async def list_line_decisions(
     """Every answer given to Digital River about a credit line, newest first."""
     line = await line_of(service, id)
     wanted = DecisionFilter(line_id=line.row["id"])
-    rows, more = await service.database.read(decisions, wanted, page_of(query))
+    rows, more = await service.database.read(decisions, wanted, page_of(query, "dec"))
     return Json(rendering.listed(rows, more, rendering.decision))
 
 
@@ -179,7 +179,7 @@ async def list_line_decisions(
 async def list_decisions(service: TheService, query: Annotated[schemas.DecisionQuery, Query()]) -> Json:
     """Every answer given to Digital River, newest first, also for ids that no line has."""
     wanted = DecisionFilter(None, query.upstream_id, query.session_id, query.since, query.until)
-    rows, more = await service.database.read(decisions, wanted, page_of(query))
+    rows, more = await service.database.read(decisions, wanted, page_of(query, "dec"))
     return Json(rendering.listed(rows, more, rendering.decision))
 
 

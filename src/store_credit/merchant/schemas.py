@@ -245,12 +245,18 @@ class Listed(BaseModel, Generic[T]):
     data: list[T]
 
 
+CURSOR = (
+    "The id of an element, as such a list shows it. It marks a place in the order, whether or not the"
+    " element is in this list; what can be no id of the list is refused."
+)
+
+
 class PageQuery(StrictRequest):
     """Which part of a list: at most `limit` elements after or before an element's id."""
 
     limit: Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)] = 10
-    starting_after: Identifier | None = None
-    ending_before: Identifier | None = None
+    starting_after: Identifier | None = Field(None, description=CURSOR)
+    ending_before: Identifier | None = Field(None, description=CURSOR)
 
 
 class AsOfQuery(StrictRequest):

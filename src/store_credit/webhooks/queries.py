@@ -8,7 +8,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, func, select
 
+from store_credit import ids
 from store_credit.ledger.queries import Page, paged
+from store_credit.ledger.refusals import OutOfRange
 from store_credit.webhooks.effects import EventState
 from store_credit.webhooks.tables import webhook_event
 
@@ -27,7 +29,10 @@ class EventFilter:
 
 
 def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Sequence[RowMapping], bool]:
-    """Events, newest first, and whether there are more. Cursors are Digital River's ids or ours."""
+    """Events, newest first, and whether there are more. Cursors are Digital River's ids or ours.
+
+    Raises OutOfRange for a cursor that is neither.
+    """
     statement = select(webhook_event)
     if wanted.state is not None:
         statement = statement.where(_columns.state == wanted.state)
@@ -37,8 +42,8 @@ def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Seq
         statement = statement.where(_columns.order_id == wanted.order_id)
     own = replace(
         page,
-        starting_after=_own_id(connection, page.starting_after),
-        ending_before=_own_id(connection, page.ending_before),
+        starting_after=_own_id(connection, "startingAfter", page.starting_after),
+        ending_before=_own_id(connection, "endingBefore", page.ending_before),
     )
     return paged(connection, statement, _columns.id, own)
 
@@ -81,10 +86,13 @@ def count_waiting(connection: Connection) -> int:
     return connection.execute(statement).scalar_one()
 
 
-def _own_id(connection: Connection, cursor: str | int | None) -> str | int | None:
+def _own_id(connection: Connection, parameter: str, cursor: str | int | None) -> str | int | None:
     if cursor is None:
         return None
     named = select(_columns.id).where(
         _columns.event_id == cursor, _columns.state != EventState.CONFLICT.value
     )
-    return connection.execute(named).scalars().first() or cursor
+    found: str | None = connection.execute(named).scalars().first()
+    if found is None and not ids.is_minted(str(cursor), "evt"):
+        raise OutOfRange("The cursor is no id of this list.", parameter)
+    return found or cursor
