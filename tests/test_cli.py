@@ -131,8 +131,12 @@ def test_serve_refuses_a_postgresql_database_that_is_behind(postgresql_url: str)
     assert "`store-credit migrate`" in said
 
 
-def test_serve_refuses_a_postgresql_database_that_is_ahead(postgresql_url: str) -> None:
-    change(postgresql_url, "UPDATE alembic_version SET version_num = 'from_the_future'")
+GO_AHEAD = "UPDATE alembic_version SET version_num = 'from_the_future'"
+RAISE_THE_FLOOR = "UPDATE schema_floor SET revision = 'from_the_future'"
+
+
+def test_serve_refuses_a_postgresql_database_that_is_too_far_ahead(postgresql_url: str) -> None:
+    change(postgresql_url, GO_AHEAD, RAISE_THE_FLOOR)
     said = refused_start(postgresql_url)
     assert "ahead" in said
     assert "from_the_future" in said
@@ -275,9 +279,17 @@ def test_migrate_refuses_a_schema_that_it_does_not_know(sqlite_url: str) -> None
     assert "'nonsense'" in sentence(cli("migrate", "--to", "nonsense", url=sqlite_url))
 
 
-def test_migrate_refuses_a_database_that_is_ahead(database_url: str) -> None:
-    change(database_url, "UPDATE alembic_version SET version_num = 'from_the_future'")
-    assert "'from_the_future'" in sentence(cli("migrate", url=database_url))
+def test_migrate_leaves_a_newer_schema_that_only_adds(database_url: str) -> None:
+    change(database_url, GO_AHEAD)
+    told = printed("migrate", url=database_url)
+    assert told == "The schema was at from_the_future and is at from_the_future.\n"
+
+
+def test_migrate_refuses_a_database_that_is_too_far_ahead(database_url: str) -> None:
+    change(database_url, GO_AHEAD, RAISE_THE_FLOOR)
+    said = sentence(cli("migrate", url=database_url))
+    assert "ahead: it is at from_the_future" in said
+    assert "`store-credit migrate --back --to" in said
 
 
 def test_migrate_goes_back_only_to_a_schema_that_is_named(sqlite_url: str) -> None:

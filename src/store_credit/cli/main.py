@@ -76,14 +76,18 @@ def migrate(
     to: Annotated[str, typer.Option(help="A schema to go to; the newest by default.")] = "head",
     back: Annotated[bool, typer.Option("--back", help="Go back to an earlier schema.")] = False,
 ) -> None:
-    """Bring the database to the newest schema."""
+    """Bring the database to the newest schema. A newer one that this version can work on stays."""
     if back and to == "head":
         fail("To go back, name the schema to go to with --to.")
 
     async def work() -> tuple[str | None, str | None]:
         async with opened(check_schema=False, command_timeout_seconds=None) as session:
             before = await session.database.read(schema.current)
-            await session.database.write(schema.downgrade if back else schema.upgrade, to)
+            if to == "head":
+                await session.database.write(schema.upgrade_if_behind)
+                await session.database.read(schema.check)
+            else:
+                await session.database.write(schema.downgrade if back else schema.upgrade, to)
             return before, await session.database.read(schema.current)
 
     with told_in_one_sentence():
