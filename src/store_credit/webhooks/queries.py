@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, func, or_, select
 
 from store_credit.ledger.queries import Page, paged
 from store_credit.webhooks.effects import EventState
@@ -15,6 +15,12 @@ from store_credit.webhooks.tables import webhook_event
 _columns = webhook_event.c
 
 PER_ORDER_MAX = 100
+
+_WAITING = or_(
+    _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value)),
+    (_columns.state == EventState.CONFLICT.value) & _columns.note.is_(None),
+)
+"""What an operator must look at. A conflict stays one, and has a note once it was dismissed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,29 @@ def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[Ro
 
 def count_waiting(connection: Connection) -> int:
     """Events that wait for an operator."""
-    waiting = (EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)
-    statement = select(func.count()).select_from(webhook_event).where(_columns.state.in_(waiting))
+    statement = select(func.count()).select_from(webhook_event).where(_WAITING)
     return connection.execute(statement).scalar_one()
+
+
+def waiting_since(connection: Connection) -> datetime | None:
+    """When the oldest of the events that wait for an operator was received."""
+    since: datetime | None = connection.scalar(select(func.min(_columns.received_at)).where(_WAITING))
+    return since
+
+
+def last_received_at(connection: Connection) -> datetime | None:
+    """When the newest event was received."""
+    at: datetime | None = connection.scalar(select(func.max(_columns.received_at)))
+    return at
+
+
+def to_dismiss(rows: Sequence[RowMapping]) -> RowMapping:
+    """Of what `event` found, the row that waits for an operator, or else the event itself."""
+    waiting = (EventState.UNMATCHED, EventState.FAILED)
+    for row in rows:
+        if row["state"] in waiting or (row["state"] == EventState.CONFLICT and row["note"] is None):
+            return row
+    return rows[0]
 
 
 def _own_id(connection: Connection, cursor: str | int | None) -> str | int | None:
