@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from store_credit import __version__, credentials, schema
-from store_credit.cli import events, exchange, keeping, lines, period, reports, serve
+from store_credit.cli import backup, events, exchange, keeping, lines, period, reports, serve
 from store_credit.cli.audit import audit_books
 from store_credit.cli.session import (
     Session,
@@ -42,6 +43,7 @@ app.add_typer(lines.app, name="lines")
 app.add_typer(events.app, name="events")
 app.add_typer(exchange.export_app, name="export")
 app.command("import")(exchange.import_lines)
+app.command("backup")(backup.backup_database)
 app.add_typer(credentials_app, name="credentials")
 app.add_typer(reports.app, name="report")
 
@@ -112,6 +114,9 @@ def audit(
     as_of: Annotated[
         str | None, typer.Option(help="Of the journals as they were then, such as 2026-11-20T00:00:00Z.")
     ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Write the verdict to this file, for node_exporter to read.")
+    ] = None,
 ) -> None:
     """Recompute every credit line from its journal, and name what differs.
 
@@ -119,7 +124,7 @@ def audit(
     """
     if as_of is not None and not digest:
         fail("--as-of is of the digest: give --digest as well.")
-    if not audit_books(with_digest=digest, as_of=moment("--as-of", as_of)):
+    if not audit_books(with_digest=digest, as_of=moment("--as-of", as_of), metrics=metrics):
         raise typer.Exit(1)
 
 
