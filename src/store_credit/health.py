@@ -34,7 +34,7 @@ async def healthz() -> Json:
 
 @router.get("/readyz", response_model=Health, responses=answers(503))
 async def readyz(service: TheService) -> Json:
-    """The database can be reached, and its schema is the one that this version needs."""
+    """The database can be reached, and this version can work on its schema."""
     try:
         await service.database.read(schema.check)
     except schema.SchemaMismatch as mismatch:
