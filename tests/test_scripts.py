@@ -21,9 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from store_credit import __version__, health, settings
+from store_credit import __version__, database, health, settings
 from store_credit.cli.main import app
-from store_credit.cli.serve import GRACE_SECONDS
+from store_credit.cli.serve import GRACE_SECONDS, KEEP_ALIVE_SECONDS
 from store_credit.settings import PREFIX, Settings
 
 PROJECT = Path(__file__).parents[1]
@@ -381,7 +381,23 @@ def test_compose_gives_running_requests_time_to_finish(services: dict[str, Any])
     assert settings.duration(services["service"]["stop_grace_period"]).total_seconds() > GRACE_SECONDS
 
 
-# README
+# README, and the page for operations
+
+
+def test_operations_are_told_the_times_that_are_set() -> None:
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    deadline = Settings.model_fields["deadline"].get_default()
+    seconds = {
+        "`lock_timeout`": database.LOCK_TIMEOUT_MS / 1_000,
+        "`statement_timeout`, `idle_in_transaction_session_timeout`": database.STATEMENT_TIMEOUT_MS / 1_000,
+        "to connect": database.CONNECT_TIMEOUT_SECONDS,
+        "to wait for a connection of the pool": database.POOL_TIMEOUT_SECONDS,
+        "a request waits for the ledger (`STORE_CREDIT_DEADLINE`)": deadline.total_seconds(),
+    }
+    for what, value in seconds.items():
+        assert f"| {what} | {value:g} s |" in page
+    assert f"shorter than {KEEP_ALIVE_SECONDS} s" in page
+    assert f"(at most {GRACE_SECONDS} s)" in page
 
 
 def test_the_readme_tells_every_setting_and_no_other() -> None:

@@ -72,8 +72,9 @@ def _take_stock(connection: Connection, service: Service) -> None:
     metrics.open_holds.set(queries.count_open_holds(connection, now))
     metrics.settle_lag.set(_age(queries.oldest_due_at(connection, now), now))
     metrics.flagged_lines.set(queries.count_flagged_lines(connection))
-    metrics.unmatched_events.set(inbox.count_waiting(connection))
-    metrics.unmatched_age.set(_age(inbox.waiting_since(connection), now))
+    waiting, since = inbox.waiting(connection)
+    metrics.unmatched_events.set(waiting)
+    metrics.unmatched_age.set(_age(since, now))
     newest = inbox.last_received_at(connection)
     metrics.last_event.set(newest.timestamp() if newest is not None else 0)
 

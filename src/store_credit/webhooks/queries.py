@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, or_, select
+from sqlalchemy import Connection, RowMapping, and_, func, or_, select
 
 from store_credit.ledger.queries import Page, paged
 from store_credit.webhooks.effects import EventState
@@ -16,9 +16,9 @@ _columns = webhook_event.c
 
 PER_ORDER_MAX = 100
 
-_WAITING = or_(
-    _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value)),
-    (_columns.state == EventState.CONFLICT.value) & _columns.note.is_(None),
+_WAITING = and_(
+    _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)),
+    or_(_columns.state != EventState.CONFLICT.value, _columns.note.is_(None)),
 )
 """What an operator must look at. A conflict stays one, and has a note once it was dismissed."""
 
@@ -80,16 +80,14 @@ def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[Ro
     return connection.execute(statement).mappings().all()
 
 
-def count_waiting(connection: Connection) -> int:
-    """Events that wait for an operator."""
-    statement = select(func.count()).select_from(webhook_event).where(_WAITING)
-    return connection.execute(statement).scalar_one()
+def waiting(connection: Connection) -> tuple[int, datetime | None]:
+    """How many events wait for an operator, and since when the oldest of them does.
 
-
-def waiting_since(connection: Connection) -> datetime | None:
-    """When the oldest of the events that wait for an operator was received."""
-    since: datetime | None = connection.scalar(select(func.min(_columns.received_at)).where(_WAITING))
-    return since
+    Asked together: for the least time alone, PostgreSQL might walk through all events in order of time.
+    """
+    found = select(func.count(), func.min(_columns.received_at)).where(_WAITING)
+    count, since = connection.execute(found).one()
+    return count, since
 
 
 def last_received_at(connection: Connection) -> datetime | None:
