@@ -131,8 +131,12 @@ def test_serve_refuses_a_postgresql_database_that_is_behind(postgresql_url: str)
     assert "`store-credit migrate`" in said
 
 
-def test_serve_refuses_a_postgresql_database_that_is_ahead(postgresql_url: str) -> None:
-    change(postgresql_url, "UPDATE alembic_version SET version_num = 'from_the_future'")
+GO_AHEAD = "UPDATE alembic_version SET version_num = 'from_the_future'"
+RAISE_THE_FLOOR = "UPDATE schema_floor SET revision = 'from_the_future'"
+
+
+def test_serve_refuses_a_postgresql_database_that_is_too_far_ahead(postgresql_url: str) -> None:
+    change(postgresql_url, GO_AHEAD, RAISE_THE_FLOOR)
     said = refused_start(postgresql_url)
     assert "ahead" in said
     assert "from_the_future" in said
@@ -275,9 +279,17 @@ def test_migrate_refuses_a_schema_that_it_does_not_know(sqlite_url: str) -> None
     assert "'nonsense'" in sentence(cli("migrate", "--to", "nonsense", url=sqlite_url))
 
 
-def test_migrate_refuses_a_database_that_is_ahead(database_url: str) -> None:
-    change(database_url, "UPDATE alembic_version SET version_num = 'from_the_future'")
-    assert "'from_the_future'" in sentence(cli("migrate", url=database_url))
+def test_migrate_leaves_a_newer_schema_that_only_adds(database_url: str) -> None:
+    change(database_url, GO_AHEAD)
+    told = printed("migrate", url=database_url)
+    assert told == "The schema was at from_the_future and is at from_the_future.\n"
+
+
+def test_migrate_refuses_a_database_that_is_too_far_ahead(database_url: str) -> None:
+    change(database_url, GO_AHEAD, RAISE_THE_FLOOR)
+    said = sentence(cli("migrate", url=database_url))
+    assert "ahead: it is at from_the_future" in said
+    assert "`store-credit migrate --back --to" in said
 
 
 def test_migrate_goes_back_only_to_a_schema_that_is_named(sqlite_url: str) -> None:
@@ -672,6 +684,26 @@ def test_audit_ends_with_its_verdict_as_a_process_too(sqlite_url: str) -> None:
     assert command("audit", env=environment(sqlite_url)).returncode == 1
 
 
+def test_audit_tells_prometheus_its_verdict(sqlite_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "audit.prom"
+    with_database(sqlite_url, long_story)
+    assert printed("audit", "--metrics", str(path), url=sqlite_url) == "The books are right.\n"
+    assert "\nstore_credit_audit_findings 0.0\n" in path.read_text()
+    change(sqlite_url, "UPDATE credit_line SET held = held + 1")
+    assert cli("audit", "--metrics", str(path), url=sqlite_url).exit_code == 1
+    assert "\nstore_credit_audit_findings 1.0\n" in path.read_text()
+    (ended,) = re.findall(r"^store_credit_audit_timestamp_seconds (\S+)$", path.read_text(), re.M)
+    assert float(ended) == pytest.approx(datetime.now(UTC).timestamp(), abs=60)
+    assert [found.name for found in tmp_path.glob("audit*")] == ["audit.prom"]
+
+
+def test_audit_names_a_file_that_can_not_be_written(sqlite_url: str, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "audit.prom"
+    result = cli("audit", "--metrics", str(nowhere), url=sqlite_url)
+    assert result.exit_code == 2
+    assert "No such file or directory" in one_sentence(result.stderr)
+
+
 # demo, and the command itself
 
 
@@ -789,7 +821,7 @@ def test_version(sqlite_url: str) -> None:
 @pytest.mark.parametrize("group", [(), ("lines",), ("credentials",)])
 def test_help_lists_the_commands(sqlite_url: str, group: tuple[str, ...]) -> None:
     wanted = {
-        (): ("serve", "migrate", "demo", "credentials", "lines", "audit"),
+        (): ("serve", "migrate", "demo", "credentials", "lines", "audit", "backup"),
         ("lines",): ("issue", "list", "show"),
         ("credentials",): ("add", "list", "disable"),
     }[group]

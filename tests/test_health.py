@@ -39,9 +39,21 @@ async def test_a_schema_that_was_left_behind_is_not_ready(shop: Shop) -> None:
     assert int(response.headers["retry-after"]) > 0
 
 
-async def test_a_schema_of_a_newer_version_is_not_ready(shop: Shop) -> None:
+async def go_ahead(shop: Shop) -> None:
     newer = text("UPDATE alembic_version SET version_num = '2099_01_01_newer'")
     await shop.service.database.write(lambda connection: connection.execute(newer) and None)
+
+
+async def test_a_newer_schema_that_only_adds_is_ready(shop: Shop) -> None:
+    """While versions are replaced one after the other, the earlier one stays behind the balancer."""
+    await go_ahead(shop)
+    assert decoded(await shop.client.get("/readyz")) == {"status": "ready"}
+
+
+async def test_a_newer_schema_that_takes_away_is_not_ready(shop: Shop) -> None:
+    await go_ahead(shop)
+    raised = text("UPDATE schema_floor SET revision = '2099_01_01_newer'")
+    await shop.service.database.write(lambda connection: connection.execute(raised) and None)
     problem = problem_of(await shop.client.get("/readyz"), 503, "service_unavailable")
     assert "ahead" in problem["message"]
     assert "2099_01_01_newer" in problem["message"]

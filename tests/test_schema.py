@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Connection, inspect, text
+from sqlalchemy import CheckConstraint, Connection, delete, inspect, select, text, update
 
 import store_credit
 from store_credit import schema
@@ -33,6 +33,14 @@ async def empty(empty_database_url: str) -> AsyncIterator[Database]:
     database = connect(empty_database_url)
     yield database
     await database.close()
+
+
+def go_ahead(connection: Connection) -> None:
+    connection.execute(text("UPDATE alembic_version SET version_num = '2999_01_01_later'"))
+
+
+def raise_floor(connection: Connection, revision: str) -> None:
+    connection.execute(update(schema.schema_floor).values(revision=revision))
 
 
 def tables(connection: Connection) -> set[str]:
@@ -116,14 +124,44 @@ async def test_a_database_behind_its_schema_is_told_what_to_do(empty: Database) 
     assert "store-credit migrate" in str(mismatch.value)
 
 
-async def test_a_database_ahead_of_its_schema_is_told_so(database: Database) -> None:
-    def go_ahead(connection: Connection) -> None:
-        connection.execute(text("UPDATE alembic_version SET version_num = '2999_01_01_later'"))
-
+async def test_a_later_schema_that_only_adds_passes_the_check(database: Database) -> None:
     await database.write(go_ahead)
 
-    with pytest.raises(schema.SchemaMismatch, match="ahead: it is at 2999_01_01_later"):
+    assert await database.read(schema.is_ahead)
+    await database.read(schema.check)
+
+
+async def test_a_later_schema_that_takes_away_is_refused(database: Database) -> None:
+    await database.write(go_ahead)
+    await database.write(raise_floor, "2999_01_01_later")
+
+    with pytest.raises(schema.SchemaMismatch, match="ahead: it is at 2999_01_01_later") as mismatch:
         await database.read(schema.check)
+
+    assert f"store-credit migrate --back --to {schema.head()}" in str(mismatch.value)
+
+
+async def test_a_later_schema_without_a_floor_is_refused(database: Database) -> None:
+    await database.write(go_ahead)
+    await database.write(lambda connection: connection.execute(delete(schema.schema_floor)) and None)
+
+    with pytest.raises(schema.SchemaMismatch, match="ahead"):
+        await database.read(schema.check)
+
+
+async def test_to_bring_a_later_schema_to_head_changes_nothing(database: Database) -> None:
+    await database.write(go_ahead)
+    await database.write(schema.upgrade_if_behind)
+
+    assert await database.read(schema.current) == "2999_01_01_later"
+
+
+async def test_the_floor_is_a_schema_that_is_known(database: Database) -> None:
+    floor = select(schema.schema_floor.c.revision)
+    found = await database.read(lambda connection: connection.execute(floor).scalars().all())
+
+    assert len(found) == 1
+    assert set(found) <= schema._known()
 
 
 async def test_a_failed_migration_leaves_nothing(empty: Database) -> None:

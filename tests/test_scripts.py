@@ -21,9 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from store_credit import __version__, health, settings
+from store_credit import __version__, database, health, settings
 from store_credit.cli.main import app
-from store_credit.cli.serve import GRACE_SECONDS
+from store_credit.cli.serve import GRACE_SECONDS, KEEP_ALIVE_SECONDS
 from store_credit.settings import PREFIX, Settings
 
 PROJECT = Path(__file__).parents[1]
@@ -274,6 +274,21 @@ def test_the_image_checks_its_health_where_it_is_told() -> None:
     assert asked[1] in paths
 
 
+def test_base_images_are_named_with_their_version(services: dict[str, Any]) -> None:
+    """With that of Debian too: the tag alone would move from one to the next."""
+    named = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    assert len(set(named)) == 1, "what is built runs where it was built"
+    for image in (*named, services["database"]["image"]):
+        assert re.fullmatch(r"[a-z]+:\d+(\.\d+)?(-slim)?-trixie", image)
+
+
+def test_what_the_image_runs_becomes_its_first_process() -> None:
+    """Else the signal to stop would reach a shell."""
+    (run,) = [rest for name, rest in instructions() if name == "RUN" and "/venv/bin/store-credit" in rest]
+    assert r"\nexec " in run
+    assert instruction("ENTRYPOINT").startswith("[")
+
+
 def test_the_image_holds_no_settings() -> None:
     assert PREFIX not in (PROJECT / "Dockerfile").read_text()
 
@@ -334,14 +349,55 @@ def test_compose_gives_the_service_only_what_it_needs(services: dict[str, Any]) 
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert "no-new-privileges:true" in service["security_opt"]
-    assert services["service"]["tmpfs"] == ["/tmp"]
+    assert [place.partition(":")[0] for place in services["service"]["tmpfs"]] == ["/tmp"]
+
+
+def test_compose_bounds_every_service(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert {"mem_limit", "pids_limit"} <= service.keys()
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
+        assert service["restart"] in ("no", "unless-stopped")
+
+
+def test_compose_shows_the_database_to_nobody_else(services: dict[str, Any]) -> None:
+    networks = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["networks"]
+    assert "ports" not in services["database"]
+    assert [networks[name]["internal"] for name in services["database"]["networks"]] == [True]
+    assert all("inside" in service["networks"] for service in services.values())
+
+
+def test_compose_shows_the_service_to_this_machine_alone(services: dict[str, Any]) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in services["service"]["ports"])
+
+
+def test_compose_tells_processes_to_end(services: dict[str, Any]) -> None:
+    """The first process of a container ignores signals that it does not handle."""
+    assert all(service["init"] is True for service in of_project(services).values())
 
 
 def test_compose_gives_running_requests_time_to_finish(services: dict[str, Any]) -> None:
     assert settings.duration(services["service"]["stop_grace_period"]).total_seconds() > GRACE_SECONDS
 
 
-# README
+# README, and the page for operations
+
+
+def test_operations_are_told_the_times_that_are_set() -> None:
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    deadline = Settings.model_fields["deadline"].get_default()
+    seconds = {
+        "`lock_timeout`": database.LOCK_TIMEOUT_MS / 1_000,
+        "`statement_timeout`, `idle_in_transaction_session_timeout`": database.STATEMENT_TIMEOUT_MS / 1_000,
+        "to connect": database.CONNECT_TIMEOUT_SECONDS,
+        "to wait for a connection of the pool": database.POOL_TIMEOUT_SECONDS,
+        "a request waits for the ledger (`STORE_CREDIT_DEADLINE`)": deadline.total_seconds(),
+    }
+    for what, value in seconds.items():
+        assert f"| {what} | {value:g} s |" in page
+    assert f"shorter than {KEEP_ALIVE_SECONDS} s" in page
+    assert f"(at most {GRACE_SECONDS} s)" in page
 
 
 def test_the_readme_tells_every_setting_and_no_other() -> None:

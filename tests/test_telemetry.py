@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fastapi import APIRouter
 from sqlalchemy import text
 
 from store_credit.credentials import Role
+from store_credit.fields import time_text
 from tests.http_fixtures import (
     AUTHORIZE,
     CALLOUT,
@@ -23,6 +25,7 @@ from tests.http_fixtures import (
     problem_of,
     source,
 )
+from tests.making import Clock
 
 pytest_plugins = ["tests.http_fixtures"]
 
@@ -234,6 +237,68 @@ async def test_open_holds_are_counted(shop: Shop) -> None:
     await shop.authorize(5, "session-1")
     await shop.authorize(5, "session-2")
     assert (await samples(shop))["store_credit_open_holds"] == 2
+
+
+async def test_what_the_sweeper_puts_off_is_measured(shop: Shop, clock: Clock) -> None:
+    """Its sweeper stays away for an hour."""
+    await shop.issue(100)
+    await shop.authorize(5)
+    assert (await samples(shop))["store_credit_settle_lag_seconds"] == 0
+    clock.advance(timedelta(hours=24, seconds=90))
+    assert (await samples(shop))["store_credit_settle_lag_seconds"] == 90
+    await shop.issue(100, "line-2", expiresTime=time_text(clock() + timedelta(seconds=10)))
+    await shop.authorize(5, "session-2")
+    assert (await samples(shop))["store_credit_settle_lag_seconds"] == 0
+    clock.advance(timedelta(seconds=25))
+    assert (await samples(shop))["store_credit_settle_lag_seconds"] == 15
+
+
+async def test_the_inbox_tells_its_age(shop: Shop, clock: Clock) -> None:
+    assert (await samples(shop))["store_credit_last_event_timestamp_seconds"] == 0
+    await shop.issue(100)
+    await shop.deliver(order_event(source(upstream_id="line-9")))
+    clock.advance(timedelta(seconds=30))
+    await shop.deliver(order_event(source("source-2"), event_id="event-2"))
+    received = clock().timestamp()
+    clock.advance(timedelta(seconds=10))
+    found = await samples(shop)
+    assert found["store_credit_unmatched_event_age_seconds"] == 40
+    assert found["store_credit_last_event_timestamp_seconds"] == pytest.approx(received)
+
+
+async def test_a_conflict_waits_until_it_is_dismissed(shop: Shop) -> None:
+    await shop.issue(100)
+    await shop.deliver(order_event(source()))
+    problem_of(await shop.post_event(order_event(source(amount=50))), 409, "conflict")
+    assert (await samples(shop))["store_credit_unmatched_events"] == 1
+    dismissed = await shop.client.post(
+        "/webhook-events/event-1/dismiss", json={"reason": "sent twice"}, auth=MERCHANT
+    )
+    (kept,) = decoded(dismissed)["conflicts"]
+    assert (kept["state"], kept["note"]) == ("conflict", f"{MERCHANT[0]}: sent twice")
+    found = await samples(shop)
+    assert found["store_credit_unmatched_events"] == found["store_credit_unmatched_event_age_seconds"] == 0
+
+
+async def test_a_database_that_is_away_is_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await samples(shop))["store_credit_database_up"] == 1
+
+    async def away(*_: object) -> None:
+        raise ConnectionRefusedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.service.database, "read", away)
+        assert (await samples(shop))["store_credit_database_up"] == 0
+    assert (await samples(shop))["store_credit_database_up"] == 1
+
+
+async def test_a_clock_that_is_wrong_is_told(
+    shop: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await samples(shop))["store_credit_clock_offset_seconds"] == 0
+    late = clock() - timedelta(seconds=7)
+    monkeypatch.setattr(shop.service.ledger, "now_within", lambda _connection: late)
+    assert (await samples(shop))["store_credit_clock_offset_seconds"] == 7
 
 
 async def test_what_is_sent_makes_no_new_labels(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -73,7 +74,7 @@ async def healthz() -> Json:
 @router.head("/readyz", response_model=Health, responses=answers(503))
 @router.get("/readyz", response_model=Health, responses=answers(503))
 async def readyz(request: Request, service: TheService) -> Json:
-    """The database can be reached, and its schema is the one that this version needs."""
+    """The database can be reached, and this version can work on its schema."""
     try:
         await probes_of(request).read(service, schema.check)
     except schema.SchemaMismatch as mismatch:
@@ -95,15 +96,29 @@ async def metrics(request: Request, service: TheService) -> Response:
         await may_read(request)
     try:
         await probes_of(request).read(service, _take_stock, service)
+        service.metrics.database_up.set(1)
     except (SQLAlchemyError, OSError, TimeoutError):
         # The counters matter most while the database is away; the gauges keep their last values.
+        service.metrics.database_up.set(0)
         request.state.reason = "database_away"
     content, media_type = service.metrics.exposition()
     return Response(content, headers={"Content-Type": media_type})
 
 
 def _take_stock(connection: Connection, service: Service) -> None:
+    metrics = service.metrics
     now = service.ledger.now_within(connection)
-    service.metrics.open_holds.set(queries.count_open_holds(connection, now))
-    service.metrics.flagged_lines.set(queries.count_flagged_lines(connection))
-    service.metrics.unmatched_events.set(inbox.count_waiting(connection))
+    metrics.clock_offset.set((service.clock() - now).total_seconds())
+    metrics.open_holds.set(queries.count_open_holds(connection, now))
+    metrics.settle_lag.set(_age(queries.oldest_due_at(connection, now), now))
+    metrics.flagged_lines.set(queries.count_flagged_lines(connection))
+    waiting, since = inbox.waiting(connection)
+    metrics.unmatched_events.set(waiting)
+    metrics.unmatched_age.set(_age(since, now))
+    newest = inbox.last_received_at(connection)
+    metrics.last_event.set(newest.timestamp() if newest is not None else 0)
+
+
+def _age(since: datetime | None, now: datetime) -> float:
+    """Seconds since a moment; 0 when there is none."""
+    return max(0.0, (now - since).total_seconds()) if since is not None else 0.0

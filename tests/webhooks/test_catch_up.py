@@ -278,3 +278,16 @@ async def test_events_are_dismissed_and_erased(shop: Shop, cli: Callable[..., An
     assert (await shop.get("/webhook-events/event-1"))["state"] == "dismissed"
     again = await cli("apply", "event-1")
     assert (again.exit_code, "dismissed" in again.output) == (2, True)
+
+
+async def test_a_conflict_is_dismissed_by_the_id_that_it_claims(
+    shop: Shop, cli: Callable[..., Any]
+) -> None:
+    await shop.issue(100)
+    await shop.deliver(order_event(source()))
+    assert (await shop.post_event(order_event(source(amount=50)))).status_code == 409
+    assert (await cli("dismiss", "event-1", "--reason", "sent twice")).exit_code == 0
+    shown = await shop.get("/webhook-events/event-1")
+    assert shown["state"] == "applied"
+    assert [(one["state"], one["note"] is not None) for one in shown["conflicts"]] == [("conflict", True)]
+    assert (await cli("dismiss", "event-1", "--reason", "again")).exit_code == 2

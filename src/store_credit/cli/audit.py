@@ -6,28 +6,53 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 import typer
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Connection, func, select
 
-from store_credit.cli.session import Session, plain, run
+from store_credit.cli.session import Session, fail, plain, run
 from store_credit.fields import time_text
 from store_credit.ledger.audit import Finding, audit
 from store_credit.ledger.digest import Digest, digest
 from store_credit.ledger.tables import credit_line
 
 
-def audit_books(*, with_digest: bool, as_of: datetime | None) -> bool:
-    """Print what is wrong, the verdict, and the digest if it is wanted. Whether the books are right."""
+def audit_books(*, with_digest: bool, as_of: datetime | None, metrics: Path | None) -> bool:
+    """Print what is wrong, the verdict, and the digest if it is wanted. Whether the books are right.
+
+    With `metrics`, a file for node_exporter's textfile collector tells it too.
+    """
 
     async def work(session: Session) -> int:
         lines = await session.database.read(_count_lines)
         with _progress(lines) as on_line:
-            return await session.database.read(_audit, on_line, with_digest, as_of)
+            count = await session.database.read(_audit, on_line, with_digest, as_of)
+        if metrics is not None:
+            _write_metrics(metrics, count)
+        return count
 
     return run(work) == 0
+
+
+def _write_metrics(path: Path, findings: int) -> None:
+    """The verdict in Prometheus' format; the file appears whole or not at all."""
+    registry = CollectorRegistry()
+    found = Gauge("store_credit_audit_findings", "Findings of the last audit.", registry=registry)
+    ended = Gauge(
+        "store_credit_audit_timestamp_seconds",
+        "When the last audit ended, by Unix time.",
+        registry=registry,
+    )
+    found.set(findings)
+    ended.set_to_current_time()
+    try:
+        write_to_textfile(str(path), registry)
+    except OSError as error:
+        fail(f"The metrics can not be written to {str(path)!r}: {error.strerror}.")
 
 
 def _audit(

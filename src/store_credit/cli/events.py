@@ -108,7 +108,7 @@ def dismiss_event(
     """Set an event aside that asks for nothing to be booked."""
 
     async def work(session: Session) -> None:
-        row = await _row(session, event_id)
+        row = queries.to_dismiss(await _rows(session, event_id))
         if row["state"] == EventState.APPLIED:
             fail("The event is applied.")
         await inbox.dismiss(session.ledger, row, actor(), reason)
@@ -171,10 +171,14 @@ async def _catch_up(session: Session, since: datetime, starting_after: str | Non
 
 
 async def _row(session: Session, event_id: str) -> RowMapping:
+    return (await _rows(session, event_id))[0]
+
+
+async def _rows(session: Session, event_id: str) -> list[RowMapping]:
     rows = await session.database.read(queries.event, event_id)
     if not rows:
         fail(f"There is no event with the id {event_id!r}.")
-    return rows[0]
+    return rows
 
 
 async def _line_id(session: Session, name: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from store_credit import __version__, credentials, schema
-from store_credit.cli import events, exchange, keeping, lines, period, reports, serve
+from store_credit.cli import backup, events, exchange, keeping, lines, period, reports, serve
 from store_credit.cli.audit import audit_books
 from store_credit.cli.session import (
     Session,
@@ -42,6 +43,7 @@ app.add_typer(lines.app, name="lines")
 app.add_typer(events.app, name="events")
 app.add_typer(exchange.export_app, name="export")
 app.command("import")(exchange.import_lines)
+app.command("backup")(backup.backup_database)
 app.add_typer(credentials_app, name="credentials")
 app.add_typer(reports.app, name="report")
 
@@ -81,14 +83,18 @@ def migrate(
     to: Annotated[str, typer.Option(help="A schema to go to; the newest by default.")] = "head",
     back: Annotated[bool, typer.Option("--back", help="Go back to an earlier schema.")] = False,
 ) -> None:
-    """Bring the database to the newest schema."""
+    """Bring the database to the newest schema. A newer one that this version can work on stays."""
     if back and to == "head":
         fail("To go back, name the schema to go to with --to.")
 
     async def work() -> tuple[str | None, str | None]:
         async with opened(check_schema=False, command_timeout_seconds=None) as session:
             before = await session.database.read(schema.current)
-            await session.database.write(schema.downgrade if back else schema.upgrade, to)
+            if to == "head":
+                await session.database.write(schema.upgrade_if_behind)
+                await session.database.read(schema.check)
+            else:
+                await session.database.write(schema.downgrade if back else schema.upgrade, to)
             return before, await session.database.read(schema.current)
 
     with told_in_one_sentence():
@@ -113,6 +119,9 @@ def audit(
     as_of: Annotated[
         str | None, typer.Option(help="Of the journals as they were then, such as 2026-11-20T00:00:00Z.")
     ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Write the verdict to this file, for node_exporter to read.")
+    ] = None,
 ) -> None:
     """Recompute every credit line from its journal, and name what differs.
 
@@ -120,7 +129,7 @@ def audit(
     """
     if as_of is not None and not digest:
         fail("--as-of is of the digest: give --digest as well.")
-    if not audit_books(with_digest=digest, as_of=moment("--as-of", as_of)):
+    if not audit_books(with_digest=digest, as_of=moment("--as-of", as_of), metrics=metrics):
         raise typer.Exit(1)
 
 

@@ -197,6 +197,15 @@ def count_flagged_lines(connection: Connection) -> int:
     return _count(connection, credit_line, credit_line.c.flags != "")
 
 
+def oldest_due_at(connection: Connection, now: datetime) -> datetime | None:
+    """Since when the sweeper should have looked at a line; None when it has nothing to do."""
+    is_open = hold.c.state == HoldState.OPEN.value
+    holds = select(func.min(hold.c.expires_at)).where(is_open, hold.c.expires_at <= now)
+    lines = select(func.min(credit_line.c.due_at)).where(credit_line.c.due_at <= now)
+    found = [moment for query in (holds, lines) if (moment := connection.scalar(query)) is not None]
+    return min(found, default=None)
+
+
 def paged(
     connection: Connection,
     statement: Select[Any],

@@ -79,9 +79,9 @@ async def apply_event(request: Request, writer: Writer, service: TheService, id:
 async def dismiss_event(request: Request, writer: Writer, service: TheService, id: str) -> Json:  # noqa: A002
     """Set an event aside that asks for nothing to be booked."""
     asked = await parse(request, schemas.DismissRequest)
-    first = (await _rows(service, id))[0]
-    _refuse(first, EventState.APPLIED)
-    await inbox.dismiss(service.ledger, first, writer.name, asked.reason)
+    meant = queries.to_dismiss(await _rows(service, id))
+    _refuse(meant, EventState.APPLIED)
+    await inbox.dismiss(service.ledger, meant, writer.name, asked.reason)
     return await _shown(service, id)
 
 

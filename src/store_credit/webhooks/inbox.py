@@ -137,10 +137,11 @@ async def try_again(ledger: Ledger, row: RowMapping) -> None:
 
 
 async def dismiss(ledger: Ledger, row: RowMapping, actor: str, reason: str) -> None:
-    """Set an event aside for good. What it did already stays done."""
+    """Set an event aside for good. What it did already stays done; a conflict stays one, with a note."""
+    conflict = row["state"] == EventState.CONFLICT
     changed = {
         "id": row["id"],
-        "state": EventState.DISMISSED.value,
+        "state": row["state"] if conflict else EventState.DISMISSED.value,
         "note": f"{actor}: {reason}",
         "retry_at": None,
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, and_, func, or_, select
 
 from store_credit import ids
 from store_credit.ledger.queries import Page, paged
@@ -17,6 +17,12 @@ from store_credit.webhooks.tables import webhook_event
 _columns = webhook_event.c
 
 PER_ORDER_MAX = 100
+
+_WAITING = and_(
+    _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)),
+    or_(_columns.state != EventState.CONFLICT.value, _columns.note.is_(None)),
+)
+"""What an operator must look at. A conflict stays one, and has a note once it was dismissed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,29 @@ def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[Ro
     return connection.execute(statement).mappings().all()
 
 
-def count_waiting(connection: Connection) -> int:
-    """Events that wait for an operator."""
-    waiting = (EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)
-    statement = select(func.count()).select_from(webhook_event).where(_columns.state.in_(waiting))
-    return connection.execute(statement).scalar_one()
+def waiting(connection: Connection) -> tuple[int, datetime | None]:
+    """How many events wait for an operator, and since when the oldest of them does.
+
+    Asked together: for the least time alone, PostgreSQL might walk through all events in order of time.
+    """
+    found = select(func.count(), func.min(_columns.received_at)).where(_WAITING)
+    count, since = connection.execute(found).one()
+    return count, since
+
+
+def last_received_at(connection: Connection) -> datetime | None:
+    """When the newest event was received."""
+    at: datetime | None = connection.scalar(select(func.max(_columns.received_at)))
+    return at
+
+
+def to_dismiss(rows: Sequence[RowMapping]) -> RowMapping:
+    """Of what `event` found, the row that waits for an operator, or else the event itself."""
+    waiting = (EventState.UNMATCHED, EventState.FAILED)
+    for row in rows:
+        if row["state"] in waiting or (row["state"] == EventState.CONFLICT and row["note"] is None):
+            return row
+    return rows[0]
 
 
 def _own_id(connection: Connection, parameter: str, cursor: str | int | None) -> str | int | None:
