@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, or_, select
 
 from store_credit.ledger.queries import Page, paged
 from store_credit.webhooks.effects import EventState
@@ -15,6 +15,16 @@ from store_credit.webhooks.tables import webhook_event
 _columns = webhook_event.c
 
 PER_ORDER_MAX = 100
+RECEIPTS_MAX = 1_000
+RECEIPT_PREFIX = "evt_"
+
+_FIRST = _columns.state != EventState.CONFLICT.value
+DISMISSED_CONFLICT = and_(~_FIRST, _columns.note.is_not(None))
+"""The index of the first events goes by the state, so a conflict keeps its own. Whoever dismisses it leaves
+a note, and it is shown as dismissed."""
+
+_state = case((DISMISSED_CONFLICT, EventState.DISMISSED.value), else_=_columns.state)
+_shown = select(*(column for column in _columns if column is not _columns.state), _state.label("state"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +38,9 @@ class EventFilter:
 
 def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Sequence[RowMapping], bool]:
     """Events, newest first, and whether there are more. Cursors are Digital River's ids or ours."""
-    statement = select(webhook_event)
+    statement = _shown
     if wanted.state is not None:
-        statement = statement.where(_columns.state == wanted.state)
+        statement = statement.where(_in_state(wanted.state))
     if wanted.type is not None:
         statement = statement.where(_columns.type == wanted.type)
     if wanted.order_id is not None:
@@ -44,17 +54,35 @@ def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Seq
 
 
 def event(connection: Connection, event_id: str) -> list[RowMapping]:
-    """What was received under Digital River's id: the event, then others that claimed its id."""
-    statement = select(webhook_event).where(_columns.event_id == event_id)
-    rows = connection.execute(statement.order_by(_columns.id)).mappings().all()
-    return sorted(rows, key=lambda row: row["state"] == EventState.CONFLICT)
+    """What was received under Digital River's id: the event, then others that claimed its id.
+
+    The id of a receipt names the same, or one of the others alone.
+    """
+    named = _columns.event_id == event_id
+    if (rows := _received(connection, named)) or not event_id.startswith(RECEIPT_PREFIX):
+        return rows
+    receipt = connection.execute(select(_columns.event_id, _FIRST).where(_columns.id == event_id)).first()
+    if receipt is None:
+        return []
+    its_id, first = receipt
+    return _received(connection, _columns.event_id == its_id if first else _columns.id == event_id)
+
+
+def receipts(connection: Connection, ids: Sequence[str]) -> Sequence[RowMapping]:
+    """What was received under these ids of ours."""
+    statement = _shown.where(_columns.id.in_(ids[:RECEIPTS_MAX])).order_by(_columns.id)
+    return connection.execute(statement).mappings().all()
+
+
+def _received(connection: Connection, wanted: ColumnElement[bool]) -> list[RowMapping]:
+    first_before_others = case((_FIRST, 0), else_=1)
+    statement = _shown.where(wanted).order_by(first_before_others, _columns.id)
+    return list(connection.execute(statement).mappings())
 
 
 def state_of(connection: Connection, event_id: str) -> str:
     """The state of the first event that came under Digital River's id."""
-    statement = select(_columns.state).where(
-        _columns.event_id == event_id, _columns.state != EventState.CONFLICT.value
-    )
+    statement = select(_columns.state).where(_columns.event_id == event_id, _FIRST)
     state: str = connection.execute(statement).scalar_one()
     return state
 
@@ -67,24 +95,36 @@ def unmatched_of(connection: Connection, order_id: str) -> Sequence[RowMapping]:
     return connection.execute(statement.limit(PER_ORDER_MAX)).mappings().all()
 
 
-def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
-    """Failed events that are to be tried again."""
-    due = (_columns.retry_at <= now, _columns.state == EventState.FAILED.value)
-    statement = select(webhook_event).where(*due).order_by(_columns.retry_at).limit(limit)
+def due(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Events that are to be tried again: failed ones, and those whose returns were booked meanwhile."""
+    states = (EventState.FAILED.value, EventState.APPLIED.value)
+    statement = (
+        select(webhook_event)
+        .where(_columns.retry_at <= now, _columns.state.in_(states))
+        .order_by(_columns.retry_at)
+        .limit(limit)
+    )
     return connection.execute(statement).mappings().all()
 
 
 def count_waiting(connection: Connection) -> int:
     """Events that wait for an operator."""
     waiting = (EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)
-    statement = select(func.count()).select_from(webhook_event).where(_columns.state.in_(waiting))
+    statement = select(func.count()).where(_columns.state.in_(waiting), ~DISMISSED_CONFLICT)
     return connection.execute(statement).scalar_one()
 
 
 def _own_id(connection: Connection, cursor: str | int | None) -> str | int | None:
     if cursor is None:
         return None
-    named = select(_columns.id).where(
-        _columns.event_id == cursor, _columns.state != EventState.CONFLICT.value
-    )
+    named = select(_columns.id).where(_columns.event_id == cursor, _FIRST)
     return connection.execute(named).scalars().first() or cursor
+
+
+def _in_state(state: str) -> ColumnElement[bool]:
+    """The condition that an event is shown in this state; each can use the index of states."""
+    if state == EventState.CONFLICT:
+        return and_(_columns.state == state, _columns.note.is_(None))
+    if state == EventState.DISMISSED:
+        return or_(_columns.state == state, DISMISSED_CONFLICT)
+    return _columns.state == state
