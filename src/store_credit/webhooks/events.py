@@ -205,9 +205,10 @@ def _spent_source(source: Object, order: Object) -> Spent:
 
 
 def _came_back(event_type: str, about: Object) -> tuple[CameBack, ...]:
-    ended = event_type in DEDUCTING and about.get("state") in _ENDED_STATES
+    state = identifier(about.get("state"))
+    ended = event_type in DEDUCTING and state in _ENDED_STATES
     if event_type in ENDING or ended:
-        state = event_type.removeprefix("order.") if event_type in ENDING else about["state"]
+        state = event_type.removeprefix("order.") if event_type in ENDING else state
         return _everything(about, f"order {state}")
     if event_type not in RETURNING:
         return ()
