@@ -59,6 +59,38 @@ _CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}
 _HEADERS = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 
 
+_LINE = {"id": "$response.body#/id"}
+_CUSTOMER = {"id": "$response.body#/customerId"}
+_HISTORY = ("entries", "holds", "deductions", "decisions")
+_ACTIONS = ("adjustments", "flags", "suspend", "resume", "close", "reopen")
+_OF_LINE: dict[str, dict[str, str]] = {
+    "GET /credit-lines/{id}": _LINE,
+    **{f"GET /credit-lines/{{id}}/{noun}": _LINE for noun in _HISTORY},
+    "PATCH /credit-lines/{id}": _LINE,
+    **{f"POST /credit-lines/{{id}}/{action}": _LINE for action in _ACTIONS},
+    "DELETE /checkouts/store-credits/{upstream_id}": {"upstream_id": "$response.body#/upstreamId"},
+    "GET /customers/{id}/store-credits": _CUSTOMER | {"currency": "$response.body#/currency"},
+    "POST /customers/{id}/offers": _CUSTOMER,
+}
+LINKS: dict[str, dict[str, dict[str, str]]] = {
+    "POST /checkouts/store-credits": {
+        "DELETE /checkouts/store-credits/{upstream_id}": {"upstream_id": "$response.body#/upstreamId"},
+        "GET /decisions": {"sessionId": "$request.body#/sessionId"},
+        "POST /sessions/{id}/release": {"id": "$request.body#/sessionId"},
+    },
+    "POST /webhooks/digital-river": {
+        "GET /webhook-events/{id}": {"id": "$response.body#/id"},
+        "POST /webhook-events/{id}/apply": {"id": "$response.body#/id"},
+        "POST /webhook-events/{id}/dismiss": {"id": "$response.body#/id"},
+    },
+    "POST /credit-lines": _OF_LINE,
+    "GET /credit-lines/{id}": _OF_LINE,
+    "PATCH /credit-lines/{id}": _OF_LINE,
+    **{f"POST /credit-lines/{{id}}/{action}": _OF_LINE for action in _ACTIONS},
+}
+"""What can be called after an operation succeeded, and where its parameters come from."""
+
+
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route."""
     return {
@@ -78,16 +110,38 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Take out FastAPI's own validation answer, which this application never gives."""
+    """Add the links, and take out FastAPI's own validation answer, which this application never gives."""
     generate = app.openapi
 
-    def without_422() -> dict[str, Any]:
+    def described() -> dict[str, Any]:
         document = generate()
         for schema in ("HTTPValidationError", "ValidationError"):
             document.get("components", {}).get("schemas", {}).pop(schema, None)
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+        _add_links(document)
         return document
 
-    app.openapi = without_422  # type: ignore[method-assign]
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _add_links(document: dict[str, Any]) -> None:
+    """Each successful answer names what can be called next."""
+
+    def operation(label: str) -> dict[str, Any]:
+        method, path = label.lower().split(" ", 1)
+        found: dict[str, Any] = document["paths"][path][method]
+        return found
+
+    for source, links in LINKS.items():
+        targets = {label: operation(label) for label in links if label != source}
+        answer = next(found for code, found in operation(source)["responses"].items() if code < "300")
+        answer["links"] = {
+            target["summary"].replace(" ", ""): {
+                "operationId": target["operationId"],
+                "parameters": links[label],
+                "description": target["description"],
+            }
+            for label, target in targets.items()
+        }

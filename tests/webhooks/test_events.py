@@ -107,6 +107,16 @@ def test_an_unusable_id_of_an_order_is_left_out(value: Any) -> None:
     assert (event.order_id, event.session_id) == (None, "session-1")
 
 
+@pytest.mark.parametrize("event_type", [CREATED, "order.accepted", "order.cancelled"])
+@pytest.mark.parametrize("state", [None, 5, True, [], {}, ["blocked"], {"blocked": 1}], ids=repr)
+def test_an_unusable_state_of_an_order_says_nothing(state: Any, event_type: str) -> None:
+    named, unnamed = (
+        read({"id": "event-1", "type": event_type, "data": {"object": order}})
+        for order in ({"state": state, "sources": [source()]}, {"sources": [source()]})
+    )
+    assert named == unnamed
+
+
 @pytest.mark.parametrize("value", [None, 5, "", [], "x" * 256, "a\0b", "\ud800"], ids=repr)
 def test_an_unusable_id_of_a_session_is_left_out(value: Any) -> None:
     event = with_order(id="order-1", checkoutSessionId=value)

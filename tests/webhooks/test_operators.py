@@ -227,6 +227,49 @@ async def test_a_conflict_is_kept_with_what_it_asked_for(shop: Shop) -> None:
     assert await balance(shop) == 80
 
 
+async def test_a_conflict_is_dismissed_by_its_receipt(shop: Shop) -> None:
+    await shop.issue(100)
+    await shop.deliver(order_event(source(amount=20)))
+    await shop.post_event(order_event(source("source-2", 30)))
+    (kept,) = await shop.events(state="conflict")
+    receipt = kept["receiptId"]
+    problem_of(await ask(shop, "apply", receipt), 409, "conflict")
+    for reason in ("sent by mistake", "sent twice by mistake"):
+        shown = decoded(await ask(shop, "dismiss", receipt, reason=reason))
+        assert (shown["receiptId"], shown["state"]) == (receipt, "dismissed")
+        assert shown["note"] == "merchant: sent by mistake"
+    assert await shop.events(state="conflict") == []
+    assert [event["receiptId"] for event in await shop.events(state="dismissed")] == [receipt]
+    assert "store_credit_unmatched_events 0.0" in (await shop.client.get("/metrics")).text
+    (listed,) = (await shop.get("/webhook-events/event-1"))["conflicts"]
+    assert (listed["receiptId"], listed["state"]) == (receipt, "dismissed")
+    # What came first stays what it is, and what was dismissed does not come back.
+    assert await state_of(shop) == "applied"
+    assert (await shop.post_event(order_event(source("source-2", 30)))).status_code == 409
+    assert await shop.events(state="conflict") == []
+    assert await balance(shop) == 80
+
+
+async def test_an_event_is_named_by_its_receipt_too(shop: Shop) -> None:
+    await shop.deliver(nameless())
+    shown = await shop.get("/webhook-events/event-1")
+    assert await shop.get(f"/webhook-events/{shown['receiptId']}") == shown
+    assert decoded(await ask(shop, "dismiss", shown["receiptId"], reason="none"))["state"] == "dismissed"
+
+
+async def test_the_body_of_a_dismissed_conflict_is_pruned(start: Start) -> None:
+    shop = await start(event_retention="1d")
+    for amount in (20, 30):
+        await shop.post_event(nameless(source(amount=amount, upstream_id=None)))
+    (kept,) = await shop.events(state="conflict")
+    shop.clock.advance(DAY + HOUR)
+    await tend(shop)
+    assert (await shop.get(f"/webhook-events/{kept['receiptId']}"))["body"] is not None
+    await ask(shop, "dismiss", kept["receiptId"], reason="none")
+    await tend(shop)
+    assert (await shop.get(f"/webhook-events/{kept['receiptId']}"))["body"] is None
+
+
 async def test_only_merchants_apply_and_dismiss(shop: Shop) -> None:
     await shop.deliver(nameless())
     password = await shop.add_credential("auditor", Role.READER)
@@ -263,7 +306,9 @@ async def test_a_failure_is_kept_and_tried_again(shop: Shop, monkeypatch: pytest
         assert await shop.deliver(refund_event("event-2", {"r1": 5})) == "failed"
         shown = await shop.get("/webhook-events/event-2")
         assert shown["note"] == "ZeroDivisionError while it was applied"
-        assert (await ask(shop, "apply", "event-2")).status_code == 500
+        problem = problem_of(await ask(shop, "apply", "event-2"), 409, "conflict")
+        assert problem["message"].startswith("The event could not be applied")
+        assert "secret value" not in problem["message"]
         await tend(shop)
     await tend(shop)
     assert await balance(shop) == 80
@@ -312,6 +357,28 @@ async def test_a_failure_can_be_applied_by_hand(shop: Shop, monkeypatch: pytest.
     shop.clock.advance(DAY)
     await tend(shop)
     assert await balance(shop) == 85
+
+
+async def test_what_a_fault_keeps_from_being_applied_stays_as_it_was(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: Any) -> Any:
+        raise ZeroDivisionError("secret value")
+
+    line = await shop.issue(100)
+    await shop.deliver(nameless())
+    with monkeypatch.context() as patch:
+        patch.setattr(orders, "deduct", broken)
+        problem_of(await ask(shop, "apply", creditLineId=line["id"]), 409, "conflict")
+        shown = await shop.get("/webhook-events/event-1")
+        assert (shown["state"], shown["note"]) == ("unmatched", "ZeroDivisionError while it was applied")
+    assert await apply(shop, line) == "applied"
+    with monkeypatch.context() as patch:
+        patch.setattr(orders, "deduct", broken)
+        problem_of(await ask(shop, "apply"), 409, "conflict")
+    shown = await shop.get("/webhook-events/event-1")
+    assert (shown["state"], shown["note"]) == ("applied", None)
+    assert await balance(shop) == 80
 
 
 async def test_a_failure_never_blocks_others(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tests.webhooks.payloads import (
     cancelled_charge_event,
     charge,
     order_told,
+    parts,
     refund_event,
 )
 
@@ -161,6 +162,59 @@ async def test_a_cancelled_charge_gives_back_what_was_not_captured(shop: Shop) -
     assert await balance(shop) == 88
     assert await shop.deliver(refund_event("event-3", {"r1": 12})) == "applied"
     assert await balance(shop) == 100
+
+
+def cancelled(name: str, amount: Any, captured: Any = (), cancels: Any = ()) -> Json:
+    """`order.charge.cancelled` of one of several charges of a source."""
+    told = cancelled_charge_event(f"event of {name}", captured)
+    told["data"]["object"] |= {"id": name, "amount": amount, "cancels": parts(cancels)}
+    return told
+
+
+def partly_cancelled(name: str, amount: Any, cancels: Any) -> Json:
+    return cancel_event(f"cancels of {name}", cancels, id=name, amount=amount)
+
+
+LIVES_OF_TWO_CHARGES: dict[str, tuple[list[Json], Any]] = {
+    "one is cancelled, the other was captured": ([cancelled("b", 8)], 88),
+    "one was captured in part": ([cancelled("b", 8, {"c1": 3})], 85),
+    "both are cancelled": ([cancelled("a", 12), cancelled("b", 8)], 100),
+    "one is cancelled, the other in part": ([cancelled("b", 8), partly_cancelled("a", 12, {"x1": 5})], 93),
+    "it was cancelled in part before": ([partly_cancelled("b", 8, {"x1": 5}), cancelled("b", 8)], 88),
+    "and told so again": (
+        [partly_cancelled("b", 8, {"x1": 5}), cancelled("b", 8, cancels={"x1": 5, "x2": 3})],
+        88,
+    ),
+    "what was captured is refunded": ([cancelled("b", 8, {"c1": 3}), refund_event("r", {"r1": 2})], 87),
+    "noise": ([cancelled("b", 8.200000000000001, {"c1": 0.2})], 88),
+    "it says no amount": ([cancelled("b", None, {"c1": 12})], 88),
+    "it was captured entirely": ([cancelled("b", 8, {"c1": 8})], 80),
+}
+
+
+@pytest.mark.parametrize(("told", "left"), LIVES_OF_TWO_CHARGES.values(), ids=LIVES_OF_TWO_CHARGES.keys())
+async def test_a_cancelled_charge_of_several_gives_back_its_own(
+    shop: Shop, told: list[Json], left: Any
+) -> None:
+    for n, events in enumerate(permutations([order_event(source(amount=20)), *told])):
+        await shop.issue(100, f"line-{n}")
+        for event in events:
+            renamed = json.dumps(event).replace("source-1", f"source-{n}").replace("line-1", f"line-{n}")
+            again: Json = json.loads(renamed)
+            await shop.deliver(again | {"id": f"{n}: {again['id']}"})
+        assert await balance(shop, f"line-{n}") == left, n
+    await assert_sound(shop)
+
+
+async def test_an_order_tells_of_its_cancelled_charges(shop: Shop) -> None:
+    await spend(shop)
+    charges = [
+        charge(captures={"c1": 12}) | {"id": "a", "amount": 12, "state": "complete"},
+        charge() | {"id": "b", "amount": 5, "state": "cancelled"},
+        charge() | {"id": "c", "amount": 3, "state": "cancelled"},
+    ]
+    assert await shop.deliver(order_told("order.charge.cancelled", "event-2", charges=charges)) == "applied"
+    assert await balance(shop) == 88
 
 
 @pytest.mark.parametrize("state", ["blocked", "cancelled"])

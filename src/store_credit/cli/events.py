@@ -27,7 +27,7 @@ from store_credit.webhooks.effects import Assignment, EventState
 app = typer.Typer(help="Digital River's events.", no_args_is_help=True)
 
 LIST_LIMIT_MAX = 1_000
-EventId = Annotated[str, typer.Argument(help="Digital River's id of the event.")]
+EventId = Annotated[str, typer.Argument(help="Digital River's id of the event, or its receipt's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
@@ -93,10 +93,8 @@ def apply_event(
         if row["state"] in (EventState.DISMISSED, EventState.CONFLICT):
             fail(f"The event is {row['state']}.")
         cause = Cause(actor(), reason, event_id=event_id)
-        if line is None:
-            return (await inbox.apply_again(session.ledger, row, cause)).state
-        to = Assignment(await _line_id(session, line), source)
-        return (await inbox.assign(session.ledger, row, cause, to)).state
+        to = Assignment(await _line_id(session, line), source) if line is not None else None
+        return (await inbox.apply_by_hand(session.ledger, row, cause, to)).state
 
     typer.echo(f"The event is {run(work)} now.")
 

@@ -94,6 +94,16 @@ class Part:
 
     id: str | None
     amount: Decimal
+    charge_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledCharge:
+    """One of a source's charges that was cancelled: all of it came back but what was captured."""
+
+    id: str
+    amount: Decimal
+    captured: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,9 @@ class Return:
     cancels: tuple[Part, ...] = ()
     refunds: tuple[Part, ...] = ()
     captured: Decimal | None = None
-    """The charge is cancelled, but for this much that was captured before; None says nothing of it."""
+    """A charge that does not say its amount is cancelled, but for this much that was captured before."""
+    charges: tuple[CancelledCharge, ...] = ()
+    """Cancelled charges, each with its own amount: a source may have several."""
     everything: bool = False
     """All that is left comes back: the order was cancelled or blocked."""
     reference: str | None = None

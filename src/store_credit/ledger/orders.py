@@ -7,15 +7,17 @@ not matter, and only the increase is booked.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from store_credit import money
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Deduct, Part, Policy, Return
 from store_credit.ledger.draft import Draft
 from store_credit.ledger.refusals import OutOfRange
-from store_credit.ledger.sources import Source
+from store_credit.ledger.sources import Parts, Source, Told
 from store_credit.ledger.state import (
     Change,
     Deduction,
@@ -72,10 +74,10 @@ def give_back(book: Book, command: Return, now: datetime, policy: Policy) -> Cha
     """Book what came back of a source since the last payload; without its deduction, let it wait."""
     deduction = book.deductions.get(command.source_id)
     line = book.lines[deduction.line_id] if deduction else None
-    told = _told(command, line)
+    before = book.sources.get(command.source_id) or Source(command.source_id)
+    told = _told(command, line, before)
     if isinstance(told, Outcome):
         return Change(replace(told, at=now))
-    before = book.sources.get(command.source_id) or Source(command.source_id)
     after = _merged(before, told, command)
     if deduction is None or line is None:
         return _park(before, after, command, now)
@@ -215,54 +217,61 @@ def _difference(book: Book, command: Deduct, line: Line, known: Deduction) -> st
     return None
 
 
-_Parts = list[tuple[str | None, int]]
-
-
-def _told(command: Return, line: Line | None) -> tuple[_Parts, _Parts, int | None] | Outcome:
-    """The payload's cancels, refunds and captured amount in minor units, or why they book nothing."""
+def _told(command: Return, line: Line | None, before: Source) -> Told | Outcome:
+    """The payload's amounts in minor units, or why they book nothing."""
 
     def refused(reason: Reason, detail: str) -> Outcome:
         at = line.last_entry_at if line else _NEVER
         return Outcome(reason, at, accepted=False, line=line, detail=detail)
 
-    if not command.cancels and not command.refunds and command.captured is None:
-        return [], [], None
+    if not (command.cancels or command.refunds or command.charges) and command.captured is None:
+        return Told()
     currency = command.currency or (line.currency if line else None)
     if currency not in money.EXPONENTS:
         return refused(Reason.OTHER_CURRENCY, "the currency of the amounts is not known")
     if line is not None and currency != line.currency:
         return refused(Reason.OTHER_CURRENCY, f"the return is in {currency}, the line in {line.currency}")
-    if len(command.cancels) + len(command.refunds) > PARTS_MAX:
+    if line is None and before.currency not in (None, currency):
+        detail = f"the return is in {currency}, and what waits already is in {before.currency}"
+        return refused(Reason.OTHER_CURRENCY, detail)
+    if len(command.cancels) + len(command.refunds) + len(command.charges) > PARTS_MAX:
         return refused(Reason.INVALID_AMOUNT, f"there are more than {PARTS_MAX} cancels and refunds")
     try:
-        captured = None
-        if command.captured is not None:
-            captured = money.positive_minor(command.captured, currency) if command.captured else 0
-        return _minor(command.cancels, currency), _minor(command.refunds, currency), captured
+        return _in_minor_units(command, currency)
     except money.InvalidAmount as error:
         return refused(Reason.INVALID_AMOUNT, f"an amount {error}")
 
 
-def _minor(parts: tuple[Part, ...], currency: str) -> _Parts:
-    return [(part.id, money.positive_minor(part.amount, currency)) for part in parts]
+def _in_minor_units(command: Return, currency: str) -> Told:
+    """The payload's amounts. Raises InvalidAmount."""
 
+    def captured(amount: Decimal) -> int:
+        return money.positive_minor(amount, currency) if amount else 0
 
-def _merged(before: Source, told: tuple[_Parts, _Parts, int | None], command: Return) -> Source:
-    cancels, refunds, captured = told
-    known = [amount for amount in (before.captured, captured) if amount is not None]
-    after = replace(
-        before,
-        cancelled=before.cancelled.merged(cancels),
-        refunded=before.refunded.merged(refunds),
-        captured=min(known) if known else None,
-        everything=before.everything or command.everything,
+    def minor(parts: tuple[Part, ...]) -> Parts:
+        return [(part.id, money.positive_minor(part.amount, currency)) for part in parts]
+
+    uncaptured: Counter[str] = Counter()
+    for charge in command.charges:
+        back = money.positive_minor(charge.amount, currency) - captured(charge.captured)
+        uncaptured[charge.id] = max(uncaptured[charge.id], back)
+    return Told(
+        cancels=minor(command.cancels),
+        refunds=minor(command.refunds),
+        captured=None if command.captured is None else captured(command.captured),
+        uncaptured=uncaptured,
+        charge_of={part.id: part.charge_id for part in command.cancels if part.id and part.charge_id},
     )
+
+
+def _merged(before: Source, told: Told, command: Return) -> Source:
+    after = replace(before.merged(told), everything=before.everything or command.everything)
     if after == before:
         return before
     return replace(
         after,
         # All that is left comes back in the deduction's own currency, whatever the order's is.
-        currency=before.currency or (command.currency if cancels or refunds or known else None),
+        currency=before.currency or (command.currency if told.holds_amounts else None),
         order_id=before.order_id or command.order_id,
         event_id=command.cause.event_id,
         what=command.what,

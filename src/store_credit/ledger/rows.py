@@ -84,6 +84,10 @@ def hold_row(held: Hold) -> Row:
 def source_row(told: Source) -> Row:
     facts = asdict(told)
     del facts["id"], facts["order_id"], facts["parked_at"]
+    for kind in ("uncaptured", "charge_of"):
+        # What is seldom known is left out: a process of an earlier version reads the row as well.
+        if not facts[kind]:
+            del facts[kind]
     row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}
     return row | {"parked_at": told.parked_at}
 

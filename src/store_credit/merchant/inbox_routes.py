@@ -52,7 +52,7 @@ async def list_events(service: TheService, query: Annotated[schemas.EventQuery, 
     **_READ,
 )
 async def show_event(service: TheService, id: str) -> Json:  # noqa: A002
-    """One event by Digital River's id, with its body as delivered."""
+    """One event by Digital River's id or its receipt's, with its body as delivered."""
     return await _shown(service, id)
 
 
@@ -65,19 +65,18 @@ async def apply_event(request: Request, writer: Writer, service: TheService, id:
     first = (await _rows(service, id))[0]
     _refuse(first, EventState.DISMISSED, EventState.CONFLICT)
     cause = Cause(writer.name, asked.reason, event_id=first["event_id"])
-    if asked.credit_line_id is None:
-        await inbox.apply_again(service.ledger, first, cause)
-    else:
+    to = None
+    if asked.credit_line_id is not None:
         if not await service.database.read(candidates.line_exists, asked.credit_line_id):
             raise OutOfRange("There is no such credit line.", "creditLineId")
         to = Assignment(asked.credit_line_id, asked.source_id)
-        await inbox.assign(service.ledger, first, cause, to)
+    await inbox.apply_by_hand(service.ledger, first, cause, to)
     return await _shown(service, id)
 
 
 @router.post("/webhook-events/{id:anything}/dismiss", openapi_extra=takes(schemas.DismissRequest), **_WRITE)
 async def dismiss_event(request: Request, writer: Writer, service: TheService, id: str) -> Json:  # noqa: A002
-    """Set an event aside that asks for nothing to be booked."""
+    """Set an event aside that asks for nothing to be booked; a conflict by its `receiptId`."""
     asked = await parse(request, schemas.DismissRequest)
     meant = queries.to_dismiss(await _rows(service, id))
     _refuse(meant, EventState.APPLIED)

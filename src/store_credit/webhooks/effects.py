@@ -18,6 +18,7 @@ from store_credit.webhooks.events import CameBack, Event, Spent
 Effect = dict[str, Any]
 
 MALFORMED = "malformed"
+BOOKED_WITH_DEDUCTION = "booked with its deduction"
 TOO_MANY_SOURCES = "too_many_sources"
 
 SOURCES_MAX = 500
@@ -87,12 +88,18 @@ def told(
     """The effects with what became of them; a step without a command keeps what was known before."""
     remaining = iter(outcomes)
     known = {_key(effect): effect for effect in before}
-    return [
-        {**step.effect, **_result(next(remaining))}
-        if step.command is not None
-        else known.get(_key(step.effect), step.effect)
-        for step in planned
-    ]
+    deducted = {outcome.deduction.source_id: outcome for outcome in outcomes if outcome.deduction}
+    effects: list[Effect] = []
+    for step in planned:
+        earlier = known.get(_key(step.effect))
+        if step.command is not None:
+            effects.append({**step.effect, **_result(next(remaining), earlier)})
+        elif earlier is not None and _waited(earlier) and earlier["sourceId"] in deducted:
+            # What waited for the operator's line was booked there with the deduction.
+            effects.append({**earlier, **_with_deduction(deducted[earlier["sourceId"]])})
+        else:
+            effects.append(earlier or step.effect)
+    return effects
 
 
 def state_of(effects: Sequence[Effect]) -> EventState:
@@ -167,7 +174,7 @@ def _effect(kind: str, source_id: str | None, currency: str | None, problem: str
     }
 
 
-def _result(outcome: Outcome) -> Effect:
+def _result(outcome: Outcome, before: Effect | None) -> Effect:
     result: Effect = {
         "outcome": outcome.reason.value,
         "detail": outcome.detail,
@@ -177,7 +184,30 @@ def _result(outcome: Outcome) -> Effect:
     if outcome.line is not None and outcome.reason in (Reason.RETURNED, Reason.NOTHING_NEW):
         result["amount"] = money.to_number(outcome.returned, outcome.line.currency)
         result["currency"] = outcome.line.currency
+    if outcome.reason == Reason.NOTHING_NEW and before is not None and _waited(before):
+        return _with_deduction(outcome)
     return result
+
+
+def _with_deduction(outcome: Outcome) -> Effect:
+    """What became of a return that waited for its deduction.
+
+    All that waited was booked as one amount: how much of it this event told is not known.
+    """
+    assert outcome.line is not None
+    assert outcome.deduction is not None
+    return {
+        "outcome": Reason.RETURNED.value,
+        "detail": BOOKED_WITH_DEDUCTION,
+        "creditLineId": outcome.line.id,
+        "deductionId": outcome.deduction.id,
+        "amount": None,
+        "currency": outcome.line.currency,
+    }
+
+
+def _waited(effect: Effect) -> bool:
+    return bool(effect["kind"] == "return" and effect["outcome"] == Reason.PARKED)
 
 
 def _deduct(event: Event, spent: Spent, cause: Cause) -> Deduct | None:
@@ -206,7 +236,8 @@ def _return(event: Event, back: CameBack, receipt_id: str, cause: Cause) -> Retu
         cause=cause,
         cancels=back.cancels,
         refunds=back.refunds,
-        captured=back.captured,
+        captured=None if back.charges else back.captured,
+        charges=back.charges,
         everything=back.everything,
         # An event that also deducts is more than a return that waits: its state is not settled by that.
         reference=receipt_id if not event.spent else None,

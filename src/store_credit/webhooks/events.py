@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
-from store_credit.ledger.commands import Part
+from store_credit.ledger.commands import CancelledCharge, Part
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX
 from store_credit.webhooks import reading
 from store_credit.webhooks.reading import Object, amount_of, identifier, objects, plain, text, time
@@ -89,6 +89,8 @@ class CameBack:
     refunds: tuple[Part, ...] = ()
     captured: Decimal | None = None
     """Of a cancelled charge: what was captured before."""
+    charges: tuple[CancelledCharge, ...] = ()
+    """Cancelled charges that say their amount."""
     everything: bool = False
     problem: str | None = None
 
@@ -101,6 +103,7 @@ class CameBack:
             cancels=(*self.cancels, *other.cancels),
             refunds=(*self.refunds, *other.refunds),
             captured=sum(captures, Decimal()) if captures else None,
+            charges=(*self.charges, *other.charges),
             problem=self.problem or other.problem,
         )
 
@@ -124,7 +127,10 @@ class Event:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the event does: a body that is rendered anew is still the same event."""
+        """SHA-256 of what the event does: a body that is rendered anew is still the same event.
+
+        The amounts of cancelled charges are left out: fingerprints were kept before they were read.
+        """
         spent = [
             [
                 "deduct",
@@ -199,9 +205,10 @@ def _spent_source(source: Object, order: Object) -> Spent:
 
 
 def _came_back(event_type: str, about: Object) -> tuple[CameBack, ...]:
-    ended = event_type in DEDUCTING and about.get("state") in _ENDED_STATES
+    state = identifier(about.get("state"))
+    ended = event_type in DEDUCTING and state in _ENDED_STATES
     if event_type in ENDING or ended:
-        state = event_type.removeprefix("order.") if event_type in ENDING else about["state"]
+        state = event_type.removeprefix("order.") if event_type in ENDING else state
         return _everything(about, f"order {state}")
     if event_type not in RETURNING:
         return ()
@@ -246,8 +253,17 @@ def _of_charge(event_type: str, charge: Object, about: Object) -> CameBack | Non
         cancels=tuple(part for part in cancels if part),
         refunds=tuple(part for part in refunds if part),
         captured=captured,
+        charges=() if captured is None else _cancelled_charge(charge, captured),
         problem=problem,
     )
+
+
+def _cancelled_charge(charge: Object, captured: Decimal) -> tuple[CancelledCharge, ...]:
+    """The cancelled charge, if it can be told from its source's others: its `amount` never changes."""
+    charge_id, amount = identifier(charge.get("id")), amount_of(charge.get("amount"))
+    if charge_id is None or amount is None or amount <= 0:
+        return ()
+    return (CancelledCharge(charge_id, amount, captured),)
 
 
 def _what(cancels: list[Part | None], refunds: list[Part | None], cancelled: bool) -> str:
@@ -263,10 +279,12 @@ def _what(cancels: list[Part | None], refunds: list[Part | None], cancelled: boo
 def _complete(charge: Object, kind: str) -> list[Part | None]:
     """The complete cancels, refunds or captures; None for one without a usable amount."""
     parts: list[Part | None] = []
+    charge_id = identifier(charge.get("id"))
     for element in objects(charge.get(kind)):
         if element.get("state") == "complete":
             amount = amount_of(element.get("amount"))
-            parts.append(Part(identifier(element.get("id")), amount) if amount is not None else None)
+            part_id = identifier(element.get("id"))
+            parts.append(Part(part_id, amount, charge_id) if amount is not None else None)
     return parts
 
 

@@ -15,7 +15,7 @@ from store_credit import ids
 from store_credit.bulk import Row
 from store_credit.ledger.commands import Cause, Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
-from store_credit.ledger.refusals import KeyReused, OutOfRange, Refusal, Unavailable
+from store_credit.ledger.refusals import KeyReused, NotAllowed, OutOfRange, Refusal, Unavailable
 from store_credit.ledger.state import Outcome
 from store_credit.webhooks import queries
 from store_credit.webhooks.effects import Assignment, Effect, EventState, assigned, state_of, steps, told
@@ -58,7 +58,7 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
     def record(outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
         effects = told(planned, outcomes)
         row = _row(receipt_id, event, body, state_of(effects), effects) | {"note": aside}
-        return [_received(row, at), *_unparked(outcomes)]
+        return [_received(row, at), *_unparked(outcomes, at)]
 
     try:
         receipt = await _execute_once(ledger, event, commands, record)
@@ -71,6 +71,7 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
         _log.exception("event %s could not be applied", event.id)
         row = _row(receipt_id, event, body, EventState.FAILED, asked) | {"note": _described(error)}
         return await _execute_once(ledger, event, [], lambda _outcomes, at: [_received(row, at)])
+    await _tell_of_unparked(ledger, receipt.outcomes)
     if any(outcome.awaited for outcome in receipt.outcomes):
         await _resolve_siblings(ledger, event.order_id, receipt_id)
     return receipt
@@ -93,19 +94,35 @@ async def apply_again(
     if to is not None and not commands:
         raise OutOfRange("The event has no such source to assign.", "sourceId")
 
-    def record(outcomes: Sequence[Outcome], _at: datetime) -> list[Record]:
+    def record(outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
         effects = told(planned, outcomes, before)
-        return [_changed(row, state_of(effects), effects), *_unparked(outcomes)]
+        return [_changed(row, state_of(effects), effects), *_unparked(outcomes, at)]
 
     result = await ledger.execute(*commands, record=record)
+    await _tell_of_unparked(ledger, result.outcomes)
     effects = told(planned, result.outcomes, before)
     return Receipt(state_of(effects), result.outcomes)
 
 
-async def assign(ledger: Ledger, row: RowMapping, cause: Cause, to: Assignment) -> Receipt:
-    """Apply a stored event on the operator's line, and then what else of its order waited for that."""
-    receipt = await apply_again(ledger, row, cause, to)
-    await _resolve_siblings(ledger, row["order_id"], row["id"])
+async def apply_by_hand(
+    ledger: Ledger, row: RowMapping, cause: Cause, to: Assignment | None = None
+) -> Receipt:
+    """Apply a stored event at an operator's word; with a line, also what else of its order waited for it.
+
+    Raises the ledger's refusals, and NotAllowed when the application raises: nothing is changed then.
+    """
+    try:
+        receipt = await apply_again(ledger, row, cause, to)
+    except (Unavailable, Refusal):
+        raise
+    except Exception as error:
+        _log.exception("event %s could not be applied", row["event_id"])
+        if row["state"] != EventState.APPLIED:
+            await _note(ledger, row, _described(error))
+        message = f"The event could not be applied, and stays as it was: {_described(error)}."
+        raise NotAllowed(message, "id") from error
+    if to is not None:
+        await _resolve_siblings(ledger, row["order_id"], row["id"])
     return receipt
 
 
@@ -123,8 +140,22 @@ async def _resolve_siblings(ledger: Ledger, order_id: str | None, receipt_id: st
             _log.exception("event %s could not be applied", other["event_id"])
 
 
+async def _tell_of_unparked(ledger: Ledger, outcomes: Sequence[Outcome]) -> None:
+    """Apply the events again whose returns were booked with these deductions: so their effects say so."""
+    receipts = [receipt_id for outcome in outcomes for receipt_id in outcome.unparked]
+    for row in await ledger.database.read(queries.receipts, receipts) if receipts else ():
+        try:
+            await try_again(ledger, row)
+        except Exception:
+            # All is booked, and what is untold is due to be tried again.
+            _log.exception("event %s could not be told of its deduction", row["event_id"])
+
+
 async def try_again(ledger: Ledger, row: RowMapping) -> None:
-    """Apply a failed event again; another failure makes the pause longer."""
+    """Apply an event again that is due for it; another failure makes the pause longer."""
+    if row["state"] == EventState.APPLIED and row["body"] is None:
+        await ledger.execute(record=lambda _outcomes, _at: [_no_more_tries(row)])
+        return
     try:
         receipt = await apply_again(ledger, row, Cause(ACTOR, event_id=row["event_id"]))
     except Unavailable:
@@ -137,14 +168,13 @@ async def try_again(ledger: Ledger, row: RowMapping) -> None:
 
 
 async def dismiss(ledger: Ledger, row: RowMapping, actor: str, reason: str) -> None:
-    """Set an event aside for good. What it did already stays done; a conflict stays one, with a note."""
-    conflict = row["state"] == EventState.CONFLICT
-    changed = {
-        "id": row["id"],
-        "state": row["state"] if conflict else EventState.DISMISSED.value,
-        "note": f"{actor}: {reason}",
-        "retry_at": None,
-    }
+    """Set an event or a conflict aside for good. What it did already stays done."""
+    if row["state"] == EventState.DISMISSED:
+        return
+    changed = {"id": row["id"], "note": f"{actor}: {reason}", "retry_at": None}
+    if row["state"] != EventState.CONFLICT:
+        # A conflict keeps its state, which tells it from the first event of its id: see `queries`.
+        changed["state"] = EventState.DISMISSED.value
     await ledger.execute(record=lambda _outcomes, _at: [(webhook_event, changed, "update")])
 
 
@@ -170,6 +200,11 @@ async def _execute_once(ledger: Ledger, event: Event, commands: list[Command], r
 
 async def _keep(ledger: Ledger, row: Row) -> None:
     await ledger.execute(record=lambda _outcomes, at: [_received(row, at)])
+
+
+async def _note(ledger: Ledger, row: RowMapping, note: str) -> None:
+    changed = {"id": row["id"], "note": note}
+    await ledger.execute(record=lambda _outcomes, _at: [(webhook_event, changed, "update")])
 
 
 async def _put_off(ledger: Ledger, row: RowMapping, note: str | None) -> None:
@@ -213,11 +248,16 @@ def _changed(row: RowMapping, state: EventState, effects: list[Effect]) -> Recor
     return webhook_event, changed, "update"
 
 
-def _unparked(outcomes: Sequence[Outcome]) -> Iterable[Record]:
-    """The events whose returns waited for these deductions are applied now."""
+def _unparked(outcomes: Sequence[Outcome], at: datetime) -> Iterable[Record]:
+    """The events whose returns waited for these deductions are applied now, and due to say so."""
     for outcome in outcomes:
         for receipt_id in outcome.unparked:
-            yield webhook_event, {"id": receipt_id, "state": EventState.APPLIED.value}, "update"
+            changed = {"id": receipt_id, "state": EventState.APPLIED.value, "retry_at": at}
+            yield webhook_event, changed, "update"
+
+
+def _no_more_tries(row: RowMapping) -> Record:
+    return webhook_event, {"id": row["id"], "retry_at": None}, "update"
 
 
 def _described(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, or_, select
 
 from store_credit import ids
 from store_credit.ledger.queries import Page, paged
@@ -17,12 +17,22 @@ from store_credit.webhooks.tables import webhook_event
 _columns = webhook_event.c
 
 PER_ORDER_MAX = 100
+RECEIPTS_MAX = 1_000
+RECEIPT_PREFIX = "evt_"
+
+_FIRST = _columns.state != EventState.CONFLICT.value
+DISMISSED_CONFLICT = and_(~_FIRST, _columns.note.is_not(None))
+"""The index of the first events goes by the state, so a conflict keeps its own. Whoever dismisses it leaves
+a note, and it is shown as dismissed."""
+
+_state = case((DISMISSED_CONFLICT, EventState.DISMISSED.value), else_=_columns.state)
+_shown = select(*(column for column in _columns if column is not _columns.state), _state.label("state"))
 
 _WAITING = and_(
     _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)),
-    or_(_columns.state != EventState.CONFLICT.value, _columns.note.is_(None)),
+    ~DISMISSED_CONFLICT,
 )
-"""What an operator must look at. A conflict stays one, and has a note once it was dismissed."""
+"""What an operator must look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +49,9 @@ def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Seq
 
     Raises OutOfRange for a cursor that is neither.
     """
-    statement = select(webhook_event)
+    statement = _shown
     if wanted.state is not None:
-        statement = statement.where(_columns.state == wanted.state)
+        statement = statement.where(_in_state(wanted.state))
     if wanted.type is not None:
         statement = statement.where(_columns.type == wanted.type)
     if wanted.order_id is not None:
@@ -55,17 +65,35 @@ def events(connection: Connection, wanted: EventFilter, page: Page) -> tuple[Seq
 
 
 def event(connection: Connection, event_id: str) -> list[RowMapping]:
-    """What was received under Digital River's id: the event, then others that claimed its id."""
-    statement = select(webhook_event).where(_columns.event_id == event_id)
-    rows = connection.execute(statement.order_by(_columns.id)).mappings().all()
-    return sorted(rows, key=lambda row: row["state"] == EventState.CONFLICT)
+    """What was received under Digital River's id: the event, then others that claimed its id.
+
+    The id of a receipt names the same, or one of the others alone.
+    """
+    named = _columns.event_id == event_id
+    if (rows := _received(connection, named)) or not event_id.startswith(RECEIPT_PREFIX):
+        return rows
+    receipt = connection.execute(select(_columns.event_id, _FIRST).where(_columns.id == event_id)).first()
+    if receipt is None:
+        return []
+    its_id, first = receipt
+    return _received(connection, _columns.event_id == its_id if first else _columns.id == event_id)
+
+
+def receipts(connection: Connection, ids: Sequence[str]) -> Sequence[RowMapping]:
+    """What was received under these ids of ours."""
+    statement = _shown.where(_columns.id.in_(ids[:RECEIPTS_MAX])).order_by(_columns.id)
+    return connection.execute(statement).mappings().all()
+
+
+def _received(connection: Connection, wanted: ColumnElement[bool]) -> list[RowMapping]:
+    first_before_others = case((_FIRST, 0), else_=1)
+    statement = _shown.where(wanted).order_by(first_before_others, _columns.id)
+    return list(connection.execute(statement).mappings())
 
 
 def state_of(connection: Connection, event_id: str) -> str:
     """The state of the first event that came under Digital River's id."""
-    statement = select(_columns.state).where(
-        _columns.event_id == event_id, _columns.state != EventState.CONFLICT.value
-    )
+    statement = select(_columns.state).where(_columns.event_id == event_id, _FIRST)
     state: str = connection.execute(statement).scalar_one()
     return state
 
@@ -78,10 +106,15 @@ def unmatched_of(connection: Connection, order_id: str) -> Sequence[RowMapping]:
     return connection.execute(statement.limit(PER_ORDER_MAX)).mappings().all()
 
 
-def due_failed(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
-    """Failed events that are to be tried again."""
-    due = (_columns.retry_at <= now, _columns.state == EventState.FAILED.value)
-    statement = select(webhook_event).where(*due).order_by(_columns.retry_at).limit(limit)
+def due(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Events that are to be tried again: failed ones, and those whose returns were booked meanwhile."""
+    states = (EventState.FAILED.value, EventState.APPLIED.value)
+    statement = (
+        select(webhook_event)
+        .where(_columns.retry_at <= now, _columns.state.in_(states))
+        .order_by(_columns.retry_at)
+        .limit(limit)
+    )
     return connection.execute(statement).mappings().all()
 
 
@@ -97,7 +130,8 @@ def waiting(connection: Connection) -> tuple[int, datetime | None]:
 
 def last_received_at(connection: Connection) -> datetime | None:
     """When the newest event was received."""
-    at: datetime | None = connection.scalar(select(func.max(_columns.received_at)))
+    newest = select(_columns.received_at).order_by(_columns.id.desc()).limit(1)
+    at: datetime | None = connection.scalar(newest)
     return at
 
 
@@ -113,10 +147,17 @@ def to_dismiss(rows: Sequence[RowMapping]) -> RowMapping:
 def _own_id(connection: Connection, parameter: str, cursor: str | int | None) -> str | int | None:
     if cursor is None:
         return None
-    named = select(_columns.id).where(
-        _columns.event_id == cursor, _columns.state != EventState.CONFLICT.value
-    )
+    named = select(_columns.id).where(_columns.event_id == cursor, _FIRST)
     found: str | None = connection.execute(named).scalars().first()
     if found is None and not ids.is_minted(str(cursor), "evt"):
         raise OutOfRange("The cursor is no id of this list.", parameter)
     return found or cursor
+
+
+def _in_state(state: str) -> ColumnElement[bool]:
+    """The condition that an event is shown in this state; each can use the index of states."""
+    if state == EventState.CONFLICT:
+        return and_(_columns.state == state, _columns.note.is_(None))
+    if state == EventState.DISMISSED:
+        return or_(_columns.state == state, DISMISSED_CONFLICT)
+    return _columns.state == state

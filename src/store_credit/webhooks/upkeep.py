@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, select, update
+from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.tables import source
@@ -28,7 +28,7 @@ STEPS_PER_ROUND = 50
 
 _FINISHED = (EventState.APPLIED.value, EventState.IGNORED.value, EventState.DISMISSED.value)
 _KEPT_OF_SOURCE = ("id", "type", "amount", "currency", "upstreamId")
-_KEPT_OF_CHARGE = ("sourceId", "currency", "state", "cancels", "refunds", "captures")
+_KEPT_OF_CHARGE = ("id", "amount", "sourceId", "currency", "state", "cancels", "refunds", "captures")
 _KEPT_OF_PART = ("id", "amount", "state")
 
 _columns = webhook_event.c
@@ -37,7 +37,7 @@ _columns = webhook_event.c
 async def tend(ledger: Ledger, settings: Settings) -> None:
     """One round: try failed events again, prune parked returns and the bodies of finished events."""
     now = await ledger.now()
-    for row in await ledger.database.read(queries.due_failed, now, PER_ROUND):
+    for row in await ledger.database.read(queries.due, now, PER_ROUND):
         await inbox.try_again(ledger, row)
     await _in_steps(ledger, prune_parked, now - settings.parked_retention)
     if settings.event_retention is not None:
@@ -75,9 +75,10 @@ def prune_parked(connection: Connection, before: datetime) -> int:
 
 def prune_bodies(connection: Connection, before: datetime) -> int:
     """Drop the bodies of some finished events; what they did stays. Returns how many."""
+    finished = or_(_columns.state.in_(_FINISHED), queries.DISMISSED_CONFLICT)
     old = (
         select(_columns.id)
-        .where(_columns.received_at < before, _columns.state.in_(_FINISHED), _columns.body.is_not(None))
+        .where(_columns.received_at < before, finished, _columns.body.is_not(None))
         .order_by(_columns.received_at)
         .limit(PER_ROUND)
     )

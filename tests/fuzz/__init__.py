@@ -1,0 +1,1 @@
+"""Fuzzing: what reads from strangers, under random bytes that are guided by the code's own branches."""
