@@ -15,7 +15,7 @@ CONFLICTS = 200 if LONG else 12
 JUMPS = 10 if LONG else 2
 OVERLOAD_SECONDS = 30.0 if LONG else 4.0
 
-ANSWERS_BETWEEN = (20, 200)
+ANSWERS_BETWEEN = (20, 200) if LONG else (10, 80)
 """The next fault comes after a random number of further answers between these two."""
 
 

@@ -8,10 +8,9 @@ import signal
 import sys
 import tempfile
 
-import uvicorn
-
 from store_credit import settings
 from store_credit.app import create_app
+from store_credit.cli.workers import run
 from store_credit.settings import InvalidSettings, Settings
 
 GRACE_SECONDS = 15
@@ -33,7 +32,7 @@ def serve(host: str, port: int, workers: int) -> None:
         if workers > 1:
             # The workers' metrics meet in these files; set before they import the client.
             os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
-        uvicorn.run(
+        run(
             "store_credit.app:create_app",
             factory=True,
             host=host,
