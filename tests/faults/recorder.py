@@ -64,14 +64,14 @@ class Attempt:
 
 @dataclass
 class Question:
-    """Something asked for until it is answered. Its effect is one entry of `kind` in the journal.
+    """Something asked for until it is answered. Its effect is an entry of `kind` for each amount.
 
-    The entry is known by its `key`: the Idempotency-Key, the session, or Digital River's event id.
+    Entries are known by their `key`: the Idempotency-Key, the session, or Digital River's event id.
     """
 
     kind: str
     key: str
-    amount: float
+    amounts: list[float]
     method: str
     path: str
     body: Json | None = None
@@ -105,8 +105,8 @@ class Ledger:
 def check(questions: Sequence[Question], ledger: Ledger) -> None:
     """Every answer is in the ledger exactly once; what got none is there at most once; nothing else is."""
     for question in questions:
-        effects = ledger.effects.pop((question.kind, question.key), [])
-        once = [minor(question.amount)]
+        effects = sorted(ledger.effects.pop((question.kind, question.key), []))
+        once = sorted(map(minor, question.amounts))
         if not question.answered:
             assert effects in ([], once), f"{question} has the effects {effects}"
         else:
@@ -244,7 +244,7 @@ class Shopper:
         """A new credit line's upstream id, which is its Idempotency-Key too."""
         upstream_id = f"line-{uuid4().hex}"
         body = {"customerId": "customer-1", "currency": "USD", "amount": amount, "upstreamId": upstream_id}
-        question = Question("issued", upstream_id, amount, "POST", "/credit-lines", body)
+        question = Question("issued", upstream_id, [amount], "POST", "/credit-lines", body)
         return upstream_id if self._ask(question) else None
 
     def insist(self, questions: Sequence[Question]) -> None:
@@ -258,13 +258,15 @@ class Shopper:
             connection.close()
 
     def _order(self, upstream_id: str) -> None:
-        """An order, and half of the time its cancellation or refund."""
+        """An order, at times paid from both shared lines, and half of the time what comes back of it."""
         session = self._authorize(upstream_id, 1.25)
         if session is None:
             return
-        spent = source(upstream_id, 1.00)
-        event = order_event(session, spent)
-        if self._deliver("deducted", event, 1.00) and self._chance.random() < 0.5:
+        others = [other for other in self._recorder.shared_lines if other != upstream_id]
+        paid_from = [upstream_id, *self._chance.choice([[], [], others])]
+        spent = [source(paying, 1.00) for paying in paid_from]
+        event = order_event(session, *spent)
+        if self._deliver("deducted", event, [1.00] * len(spent)) and self._chance.random() < 0.5:
             order_id = event["data"]["object"]["id"]
             self._deliver("returned", *self._chance.choice([cancelled, refunded])(order_id, spent))
 
@@ -274,7 +276,7 @@ class Shopper:
         session = self._authorize(upstream_id, 2.00) if upstream_id else None
         if upstream_id and session:
             path = f"{CALLOUT_PATH}/{quote(upstream_id, safe='')}"
-            self._ask(Question("released", session, 2.00, "DELETE", path))
+            self._ask(Question("released", session, [2.00], "DELETE", path))
 
     def _leave(self, upstream_id: str) -> None:
         self._authorize(upstream_id, 0.75)
@@ -283,12 +285,12 @@ class Shopper:
         """The session, when it was approved."""
         session = f"session-{uuid4().hex}"
         body = {"sessionId": session, "amount": amount, "upstreamId": upstream_id}
-        question = Question("held", session, amount, "POST", CALLOUT_PATH, body)
+        question = Question("held", session, [amount], "POST", CALLOUT_PATH, body)
         answer = self._ask(question)
         return session if answer and answer.answer["approval"] else None
 
-    def _deliver(self, kind: str, event: Json, amount: float) -> Attempt | None:
-        return self._ask(Question(kind, event["id"], amount, "POST", WEBHOOK_PATH, event))
+    def _deliver(self, kind: str, event: Json, amounts: list[float]) -> Attempt | None:
+        return self._ask(Question(kind, event["id"], amounts, "POST", WEBHOOK_PATH, event))
 
     def _ask(self, question: Question, give_up: float = GIVE_UP) -> Attempt | None:
         """Ask until there is an answer, or, at times, give up: then None."""
@@ -350,23 +352,22 @@ class Shopper:
         return response.status, answer
 
 
-def cancelled(order_id: str, spent: Json) -> tuple[Json, float]:
+def cancelled(order_id: str, spent: list[Json]) -> tuple[Json, list[float]]:
     """`order.cancelled`, and what comes back by it."""
-    about = {"id": order_id, "currency": "USD", "payment": {"sources": [spent]}}
-    return {"id": f"event-{uuid4().hex}", "type": "order.cancelled", "data": {"object": about}}, 1.00
+    about = {"id": order_id, "currency": "USD", "payment": {"sources": spent}}
+    event = {"id": f"event-{uuid4().hex}", "type": "order.cancelled", "data": {"object": about}}
+    return event, [1.00] * len(spent)
 
 
-def refunded(order_id: str, spent: Json) -> tuple[Json, float]:
-    """`order.refunded` with a complete refund, and what comes back by it."""
-    refund = {"id": f"refund-{uuid4().hex}", "amount": 0.40, "state": "complete"}
-    charge = {
-        "id": f"charge-{uuid4().hex}",
-        "sourceId": spent["id"],
-        "currency": "USD",
-        "refunds": [refund],
-    }
-    about = {"id": order_id, "currency": "USD", "payment": {"sources": [spent], "charges": [charge]}}
-    return {"id": f"event-{uuid4().hex}", "type": "order.refunded", "data": {"object": about}}, 0.40
+def refunded(order_id: str, spent: list[Json]) -> tuple[Json, list[float]]:
+    """`order.refunded` with a complete refund of each charge, and what comes back by it."""
+    refund = {"amount": 0.40, "state": "complete"}
+    charges = [
+        {"id": f"charge-{uuid4().hex}", "sourceId": paid["id"], "refunds": [refund]} for paid in spent
+    ]
+    about = {"id": order_id, "currency": "USD", "payment": {"sources": spent, "charges": charges}}
+    event = {"id": f"event-{uuid4().hex}", "type": "order.refunded", "data": {"object": about}}
+    return event, [0.40] * len(spent)
 
 
 def _results(done: Sequence[Future[None]]) -> None:
