@@ -87,7 +87,7 @@ class Question:
 
     @property
     def is_declined(self) -> bool:
-        return self.kind == "held" and not self.answered[0].answer["approval"]
+        return self.kind == "held" and any(not found.answer["approval"] for found in self.answered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ class Ledger:
     """The kept answers to Digital River, by request id."""
     events: dict[str, list[str]]
     """The states of the stored events, by Digital River's id."""
+    expired: set[str]
+    """The sessions whose hold ended by itself, so that a removal has nothing left to end."""
 
 
 def check(questions: Sequence[Question], ledger: Ledger) -> None:
@@ -107,6 +109,8 @@ def check(questions: Sequence[Question], ledger: Ledger) -> None:
     for question in questions:
         effects = sorted(ledger.effects.pop((question.kind, question.key), []))
         once = sorted(map(minor, question.amounts))
+        if question.is_declined or (question.kind == "released" and question.key in ledger.expired):
+            once = []
         if not question.answered:
             assert effects in ([], once), f"{question} has the effects {effects}"
         else:
@@ -136,6 +140,7 @@ _EFFECTS = (
     "SELECT kind, session_id, held FROM ledger_entry JOIN hold ON hold.id = hold_id"
     " WHERE kind = 'hold_changed' AND held <> 0",
 )
+_EXPIRED = "SELECT session_id FROM hold WHERE state = 'expired'"
 
 
 def read_ledger(database_url: str) -> Ledger:
@@ -162,7 +167,8 @@ def _read(connection: Connection) -> Ledger:
         decisions[request_id].append(reason)
     for event_id, state in connection.execute(text("SELECT event_id, state FROM webhook_event")):
         events[event_id].append(state)
-    return Ledger(effects, decisions, events)
+    expired = set(connection.execute(text(_EXPIRED)).scalars())
+    return Ledger(effects, decisions, events, expired)
 
 
 class Recorder:
