@@ -10,10 +10,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-import uvicorn
-
 from store_credit import settings
 from store_credit.app import create_app
+from store_credit.cli.workers import run
 from store_credit.settings import InvalidSettings, Settings
 
 GRACE_SECONDS = 15
@@ -32,7 +31,7 @@ def serve(host: str, port: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     asyncio.run(_try_start(chosen))
     with _metrics_of_several_workers() if workers > 1 else contextlib.nullcontext():
-        uvicorn.run(
+        run(
             "store_credit.app:create_app",
             factory=True,
             host=host,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -36,13 +37,16 @@ __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
-TRIES_MAX = 4
+TRIES_MAX = 8
 BESIDE_MIN = 12
 """Works that make a transaction beside another worth its cost."""
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
-PAUSE_SECONDS = (0.01, 0.05, 0.2)
-"""Pauses between the tries of a batch whose transaction failed for a passing reason."""
+PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+"""Pauses between the tries of a batch whose transaction failed for a passing reason, at the most.
+
+Their length is left to chance, so that two processes in each other's way do not meet again.
+"""
 
 LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
 
@@ -234,7 +238,7 @@ class Ledger:
                 _log.warning("a transaction failed for a passing reason: %r", error)
                 if pause is None:
                     raise Unavailable("The database does not answer.") from error
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause * random.random())  # noqa: S311
                 continue
             if results is None:
                 # An earlier try of this batch was committed after all: its outcomes are the answer.
