@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "2026_11_21_floor"
-down_revision = "2026_11_20_adapters"
+down_revision = "2026_11_20_growth"
 branch_labels = None
 depends_on = None
 
