@@ -39,6 +39,7 @@ PROJECT = Path(__file__).parents[1]
 COMMAND_SECONDS_MAX = 60
 CALLERS = 3
 ANSWERS_A_STEP = 30
+PATIENT = {"DEADLINE": "30s", "LOG_LEVEL": "warning"}
 
 Restore = Callable[[], str]
 
@@ -163,7 +164,7 @@ async def test_a_backup_under_load_holds_all_that_was_answered_before(
     backing_up = (back_up_sqlite if database_url.startswith("sqlite") else back_up_postgresql)(
         database_url, tmp_path
     )
-    with running(database_url, tmp_path, LOG_LEVEL="warning") as [server]:
+    with running(database_url, tmp_path, **PATIENT) as [server]:
         async with calling(server) as service:
             line = await service.issued(100_000.00)
         async with load(server, line["upstreamId"]) as record:
@@ -174,7 +175,7 @@ async def test_a_backup_under_load_holds_all_that_was_answered_before(
     try:
         restored = await asyncio.to_thread(restore)
         check_books(restored)
-        with running(restored, tmp_path) as [again]:
+        with running(restored, tmp_path, **PATIENT) as [again]:
             await check_restored(again, line, before, record)
     finally:
         backing_up.close()

@@ -39,6 +39,7 @@ NEXT = "2999_01_01_next"
 ADD = 'op.add_column("credit_line", sa.Column("tier", sa.Text))'
 TAKE_AWAY = f'op.execute("UPDATE schema_floor SET revision = {NEXT!r}")'
 ANSWERS_A_STEP = 20
+PATIENT = {"DEADLINE": "30s", "LOG_LEVEL": "warning"}
 
 MIGRATION = """
 import sqlalchemy as sa
@@ -78,7 +79,7 @@ def migrated(database_url: str, sources: Path) -> str:
 
 
 def server_of(database_url: str, folder: Path, sources: Path) -> Server:
-    server = Server(database_url, folder, LOG_LEVEL="warning")
+    server = Server(database_url, folder, **PATIENT)
     server.environment["PYTHONPATH"] = str(sources)
     return server
 
