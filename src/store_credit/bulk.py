@@ -56,9 +56,13 @@ def update_by_id(connection: Connection, table: Table, rows: Sequence[Row]) -> N
     if connection.dialect.name == "postgresql":
         connection.execute(_unnested_update(table, names), _columns(names, rows))
     else:
-        moments = _moments(table, names)
-        plain = _plain_update(table, names)
-        connection.exec_driver_sql(plain, [(*_values(row, moments), row["id"]) for row in rows])
+        changed = tuple(_replaced(table, names))
+        moments = _moments(table, changed)
+        values = [_values({name: row[name] for name in changed}, moments) for row in rows]
+        ids = [row["id"] for row in rows]
+        connection.exec_driver_sql(
+            _plain_update(table, names), [(*of_row, id_) for of_row, id_ in zip(values, ids, strict=True)]
+        )
 
 
 def insert_grouped(connection: Connection, rows: Iterable[tuple[Table, Row, Conflict]]) -> None:
@@ -147,5 +151,6 @@ def _unnested_update(table: Table, names: tuple[str, ...]) -> TextClause:
 
 @cache
 def _plain_update(table: Table, names: tuple[str, ...]) -> str:
-    sets = ", ".join(f"{name} = ?" for name in names)
+    # Set anew, even to itself, the id would make SQLite look through all rows that refer to this one.
+    sets = ", ".join(f"{name} = ?" for name in _replaced(table, names))
     return f"UPDATE {table.name} SET {sets} WHERE id = ?"
