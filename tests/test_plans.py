@@ -335,10 +335,6 @@ async def test_nothing_reads_a_whole_table(
     assert touched(watch) == GROWING
     assert any(sql.startswith("INSERT INTO ledger_entry") for sql in watch.statements)
     found = [finding for finding in watch.findings if finding.step not in READING_ALL]
-    for f in sorted(
-        {(f.step[:60], f.problem, " ".join(f.statement.split())[:160]) for f in watch.findings}
-    ):
-        print(">>>", f)
     assert found == []
     assert "GET /reports/liability" in {finding.step for finding in watch.findings}
 

@@ -18,7 +18,6 @@ from sqlalchemy import (
 
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX, Moment, metadata, minted
 
-
 _ENDED = text("state <> 'open'")
 
 
