@@ -285,7 +285,15 @@ def serving(factory: str, environment: dict[str, str], folder: Path, workers: in
     port, errors = _free_port(), folder / f"{factory}-{workers}.log"
     command = [sys.executable, "-m", "uvicorn", "--factory", f"bench_app:{factory}"]
     command += ["--app-dir", str(Path(__file__).parent), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--loop", "uvloop", "--http", "store_credit.protocol:BoundedProtocol", "--no-access-log", "--log-level", "info"]
+    command += [
+        "--loop",
+        "uvloop",
+        "--http",
+        "store_credit.protocol:BoundedProtocol",
+        "--no-access-log",
+        "--log-level",
+        "info",
+    ]
     command += ["--workers", str(workers)]
     with errors.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)

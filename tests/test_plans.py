@@ -39,6 +39,9 @@ PAST_HOLDS = 3_000
 ROWS_MAX = 2_000
 """That one statement may look at; each of the tables has more."""
 
+INSTRUCTIONS_MAX = 40
+"""Of SQLite's machine for one statement, in thousands. They too tell of rows that are looked at."""
+
 GROWING = frozenset(
     {
         *("claim", "credit_line", "decision", "deduction", "hold", "ledger_batch", "ledger_entry"),
@@ -79,13 +82,33 @@ class Watch:
     called: list[tuple[str, str]] = field(default_factory=list)
     """The method and path of each request."""
 
+    running: tuple[str, str] = ("", "")
+    """The last statement, and its step."""
+    instructions: int = 0
+    """That SQLite has run for it, in thousands."""
+
     def explain(self, connection: Connection, cursor: Any, sql: str, values: Any) -> None:
+        if connection.dialect.name == "sqlite":
+            self.count(connection, sql)
         if not re.match(r"(SELECT|INSERT|UPDATE|DELETE|WITH)\b", sql):
             return
         self.statements[sql] = (self.step, values)
         problems = _sqlite_problems if connection.dialect.name == "sqlite" else _postgresql_problems
         for problem in problems(cursor, sql, values):
             self.findings.append(Finding(self.step, problem, sql))
+
+    def count(self, connection: Connection, sql: str) -> None:
+        """Tell what the statement before this one took, and count for this one."""
+        if self.instructions > INSTRUCTIONS_MAX:
+            step, before = self.running
+            self.findings.append(Finding(step, f"{self.instructions},000 instructions", before))
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(self.counted, 1_000)
+        self.running, self.instructions = (self.step, sql), 0
+
+    def counted(self) -> int:
+        self.instructions += 1
+        return 0
 
 
 def _sqlite_problems(cursor: sqlite3.Cursor, sql: str, values: Any) -> Iterator[str]:
@@ -310,6 +333,7 @@ async def test_nothing_reads_a_whole_table(
         await explain_analysed(shop, watch)
     assert not_called(shop, watch) == []
     assert touched(watch) == GROWING
+    assert any(sql.startswith("INSERT INTO ledger_entry") for sql in watch.statements)
     found = [finding for finding in watch.findings if finding.step not in READING_ALL]
     assert found == []
     assert "GET /reports/liability" in {finding.step for finding in watch.findings}

@@ -90,7 +90,7 @@ def _combined(shapes: tuple[_Shape, ...]) -> str:
 @cache
 def _repeated(table: Table, conflict: Conflict, names: tuple[str, ...]) -> str:
     if conflict == "update":
-        sets = ", ".join(f"{name} = ?" for name in names)
+        sets = ", ".join(f"{name} = ?" for name in _replaced(table, names))
         return f"UPDATE {table.name} SET {sets} WHERE {_key(table)} = ?"
     marks = ", ".join("?" for _ in names)
     insert = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
@@ -141,6 +141,10 @@ def _parameters(
     table: Table, conflict: Conflict, names: tuple[str, ...], rows: Sequence[Row]
 ) -> list[tuple[Any, ...]]:
     """The rows for SQLite's own driver, times in the form in which the column type reads them."""
+    if conflict == "update":
+        # The key comes last and is not set: to set it, SQLite would look for all rows that refer to it.
+        names = (*_replaced(table, names), _key(table))
+        rows = [{name: row[name] for name in names} for row in rows]
     moments = _moments(table, names)
     found = []
     for row in rows:
@@ -148,5 +152,5 @@ def _parameters(
         for i in moments:
             if values[i] is not None:
                 values[i] = sqlite_time(values[i])
-        found.append((*values, row[_key(table)]) if conflict == "update" else tuple(values))
+        found.append(tuple(values))
     return found

@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    text,
     tuple_,
     union,
     union_all,
@@ -284,14 +285,19 @@ def _in_state(state: str | None, now: datetime) -> list[ColumnElement[bool]]:
 
     An open one past its time is shown as expired.
     """
-    if state is None:
-        return [hold.c.state == stored.value for stored in HoldState]
-    stored = hold.c.state == state
+    is_open = hold.c.state == HoldState.OPEN.value
     if state == HoldState.OPEN:
-        return [and_(stored, hold.c.expires_at > now)]
+        return [and_(is_open, hold.c.expires_at > now)]
     if state == HoldState.EXPIRED:
-        return [stored, and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)]
-    return [stored]
+        return [_ended(HoldState.EXPIRED), and_(is_open, hold.c.expires_at <= now)]
+    if state is not None:
+        return [_ended(HoldState(state))]
+    return [is_open, *(_ended(stored) for stored in HoldState if stored != HoldState.OPEN)]
+
+
+def _ended(state: HoldState) -> ColumnElement[bool]:
+    """In the words of the index of the holds that ended."""
+    return and_(hold.c.state == state.value, text("hold.state <> 'open'"))
 
 
 def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Select[Any]:
@@ -303,7 +309,7 @@ def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Sele
     if wanted.currency is not None:
         statement = statement.where(columns.currency == wanted.currency)
     if wanted.flagged is not None:
-        statement = statement.where((columns.flags != "") == wanted.flagged)
+        statement = statement.where(columns.flags != "" if wanted.flagged else columns.flags == "")
     if wanted.order_id is not None:
         statement = statement.where(columns.id.in_(_lines_with(deduction, "order_id", wanted.order_id)))
     if wanted.session_id is not None:

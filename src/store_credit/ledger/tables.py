@@ -18,6 +18,8 @@ from sqlalchemy import (
 
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX, Moment, metadata, minted
 
+_ENDED = text("state <> 'open'")
+
 
 def _open_hold_index(name: str, *columns: str, unique: bool = False) -> Index:
     is_open = text("state = 'open'")
@@ -101,7 +103,8 @@ hold = Table(
     _open_hold_index("ix_hold_open_expires_at", "expires_at"),
     Index(None, "line_id", "id"),
     Index(None, "session_id"),
-    Index(None, "state", "created_at", "id"),
+    _open_hold_index("ix_hold_open_created_at", "created_at", "id"),
+    Index("ix_hold_ended", "state", "created_at", "id", postgresql_where=_ENDED, sqlite_where=_ENDED),
 )
 
 deduction = Table(
