@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
+from schemathesis.core.failures import FailureGroup
 from schemathesis.core.transport import Response
 
 from store_credit.openapi import LINKS
@@ -129,11 +132,14 @@ def test_what_is_called_along_the_links_gets_documented_answers(
     schema = schemathesis.openapi.from_dict(shop.app.openapi(), config=OUR_LINKS_ALONE)
     machine = schema.include(path_regex=paths).as_state_machine()
     succeeded: Counter[str] = Counter()
+    found: list[str] = []
 
     class Callers(machine):  # type: ignore[misc, valid-type]
         def before_call(self, case: schemathesis.Case[Any]) -> None:
-            if isinstance(case.body, dict) and succeeded.total() % 3:
+            if isinstance(case.body, dict) and len(str(case.body)) % 3:
                 case.body |= {name: value for name, value in LIKELY.items() if name in case.body}
+                if case.operation.label == "POST /credit-lines":
+                    case.body.pop("upstreamId", None)
 
         def call(self, case: schemathesis.Case[Any], **_given: Any) -> Response:
             auth = CALLOUT if case.path.startswith(AUTHORIZE) else MERCHANT
@@ -144,8 +150,15 @@ def test_what_is_called_along_the_links_gets_documented_answers(
         def validate_response(
             self, response: Response, case: schemathesis.Case[Any], **_given: Any
         ) -> None:
-            case.validate_response(response, checks=CHECKS)
+            try:
+                case.validate_response(response, checks=CHECKS)
+            except FailureGroup as failures:
+                found.append(f"{case.operation.label}: {failures.exceptions}")
+                raise
 
-    run_state_machine_as_test(Callers, settings=settings(**reach(15, 8)))
+    # What is stored stays from one example to the next: they need not be alike, and that is no finding.
+    with contextlib.suppress(Flaky, FailureGroup):
+        run_state_machine_as_test(Callers, settings=settings(**reach(15, 8)))
+    assert found == []
     assert succeeded[origin]
     assert any(succeeded[label] for label in LINKS[origin] if label != origin)

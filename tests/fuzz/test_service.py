@@ -38,12 +38,13 @@ T = TypeVar("T")
 CUSTOMER = "customer of "
 LINES = ("expiring", "partial")
 SESSIONS = ("s1", "s2")
-SOURCES = ("source-0", "source-1", "source-2")
+SOURCES_MAX = 12
 PARTS = ("p1", "p2", "p3")
 
 lines = st.sampled_from(LINES)
 sessions = st.sampled_from(SESSIONS)
-sources = st.sampled_from(SOURCES)
+picks = st.integers(0, SOURCES_MAX - 1)
+"""A payment source: one that was told of, or a new one."""
 cents = st.integers(1, 30_00)
 balances = st.integers(5_00, 60_00)
 some = st.integers(1, len(PARTS))
@@ -90,13 +91,19 @@ class Service(RuleBasedStateMachine):
             issued = self.ask(self.shop.issue(amount / 100, self.own + name, **body))
             self.ids[name] = issued["id"]
             self.model.lines[self.own + name] = ModelLine(amount, partial and n == 1, expires)
-        for n, name in enumerate(SOURCES):
-            amount = 7_00 + 3_33 * n
-            shares = [amount] if n == 0 else [amount // 3, amount - amount // 3]
+
+    def picked(self, pick: int) -> str:
+        """The name of a source that is known, or of a new one."""
+        number = pick % (len(self.model.sources) + 1)
+        name = f"source-{number}"
+        if self.own + name not in self.model.sources:
+            amount = 7_00 + 3_33 * (number % 5)
+            shares = [amount] if number % 3 == 0 else [amount // 3, amount - amount // 3]
             made = ModelSource(amount, [ModelCharge(share) for share in shares])
             self.model.sources[self.own + name] = made
-            self.session_of[name] = self.own + SESSIONS[n % 2]
-            self.upstream_of[name] = self.own + LINES[n % 2]
+            self.session_of[name] = f"{self.own}{SESSIONS[number % 2]}"
+            self.upstream_of[name] = self.own + LINES[number % 2]
+        return name
 
     # The shopper
 
@@ -123,6 +130,13 @@ class Service(RuleBasedStateMachine):
         self.shop.clock.advance(hours * HOUR)
         self.model.settle(self.now)
 
+    @rule(line=lines)
+    def a_line_expires(self, line: str) -> None:
+        expires = self.model.lines[self.own + line].expires
+        if expires is not None and expires > self.now:
+            self.shop.clock.advance(expires - self.now)
+        self.model.settle(self.now)
+
     # Digital River
 
     def deliver(self, told: Json) -> str:
@@ -135,11 +149,12 @@ class Service(RuleBasedStateMachine):
     def order_id(self, name: str) -> str:
         return f"{self.own}order of {name}"
 
-    @rule(name=sources, accepted=st.booleans(), data=st.data())
-    def order(self, name: str, accepted: bool, data: st.DataObject) -> None:
+    @rule(pick=picks, accepted=st.booleans(), data=st.data())
+    def order(self, pick: int, accepted: bool, data: st.DataObject) -> None:
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         if known.line is None:
-            self.upstream_of[name] = self.spendable_id(LINES[SOURCES.index(name) % 2], data)
+            self.upstream_of[name] = self.spendable_id(data.draw(lines), data)
         upstream = self.upstream_of[name]
         session = None if accepted else self.session_of[name]
         told = order_event(
@@ -152,9 +167,10 @@ class Service(RuleBasedStateMachine):
         assert self.deliver(told) == "applied"
         self.model.order(self.own + name, upstream, session, self.now)
 
-    @rule(name=sources, line=lines)
-    def order_without_a_name(self, name: str, line: str) -> None:
+    @rule(pick=picks, line=lines)
+    def order_without_a_name(self, pick: int, line: str) -> None:
         """A connector that names no line: an operator does."""
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         if known.line is not None:
             return
@@ -178,9 +194,10 @@ class Service(RuleBasedStateMachine):
         made = {"id": f"charge {number}", "amount": known.amount / 100, "orderId": self.order_id(name)}
         return charge(self.own + name) | made | {kind: parts(amounts) for kind, amounts in lists.items()}
 
-    @rule(name=sources, count=some, share=st.integers(1, 90), total=st.booleans())
-    def refund(self, name: str, count: int, share: int, total: bool) -> None:
+    @rule(pick=picks, count=some, share=st.integers(1, 90), total=st.booleans())
+    def refund(self, pick: int, count: int, share: int, total: bool) -> None:
         """So many of its refunds were told: with ids, or as an order's total of them so far."""
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         amounts = {part: max(1, known.amount * 30 // 100) for part in PARTS[:count]}
         about = {part: amount / 100 for part, amount in amounts.items()}
@@ -193,9 +210,10 @@ class Service(RuleBasedStateMachine):
         known.refunds |= amounts
         self.tell_of(name, told)
 
-    @rule(name=sources, count=some, second=st.booleans(), alone=st.booleans())
-    def cancel(self, name: str, count: int, second: bool, alone: bool) -> None:
+    @rule(pick=picks, count=some, second=st.booleans(), alone=st.booleans())
+    def cancel(self, pick: int, count: int, second: bool, alone: bool) -> None:
         """Cancels of one of its charges: all so far, or the newest alone."""
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         number = len(known.charges) - 1 if second else 0
         share = known.charges[number]
@@ -205,8 +223,9 @@ class Service(RuleBasedStateMachine):
         share.cancels |= amounts
         self.tell_of(name, event("order.charge.cancel.complete", made, self.event_id()))
 
-    @rule(name=sources, second=st.booleans())
-    def end_charge(self, name: str, second: bool) -> None:
+    @rule(pick=picks, second=st.booleans())
+    def end_charge(self, pick: int, second: bool) -> None:
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         number = len(known.charges) - 1 if second else 0
         share = known.charges[number]
@@ -215,8 +234,9 @@ class Service(RuleBasedStateMachine):
         made = self.charge_told(name, number, captures=captures)
         self.tell_of(name, event("order.charge.cancelled", made | {"state": "cancelled"}, self.event_id()))
 
-    @rule(name=sources, kind=st.sampled_from(["order.cancelled", "order.blocked"]))
-    def end_order(self, name: str, kind: str) -> None:
+    @rule(pick=picks, kind=st.sampled_from(["order.cancelled", "order.blocked"]))
+    def end_order(self, pick: int, kind: str) -> None:
+        name = self.picked(pick)
         known = self.model.sources[self.own + name]
         known.ended = True
         listed = [source(self.own + name, known.amount / 100, self.upstream_of[name])]
@@ -365,6 +385,6 @@ def served(
 
 def test_the_service_does_what_it_promises(served: tuple[asyncio.Runner, Shop]) -> None:
     Service.runner, Service.shop = served
-    run_state_machine_as_test(Service, settings=settings(**reach(30, 45)))
+    run_state_machine_as_test(Service, settings=settings(**reach(40, 60)))
     shop = Service.shop
     assert served[0].run(shop.service.database.read(lambda connection: list(audit(connection)))) == []
