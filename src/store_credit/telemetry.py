@@ -100,6 +100,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.refused = self._counter("refused", "Requests that were refused, as there was too much to do.")
         self.open_holds = self._gauge("open_holds", "Open holds.")
         self.unmatched_events = self._gauge("unmatched_events", "Events that wait for an operator.")
         self.flagged_lines = self._gauge("flagged_lines", "Credit lines that wait for an operator.")

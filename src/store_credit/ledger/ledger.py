@@ -35,6 +35,10 @@ __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
+WAIT_SECONDS_MAX = 0.3
+"""When a work would wait longer, by the pace of late, the ledger is crowded."""
+PACE_WORKS_MIN = 16
+"""Smaller batches tell how fast the ledger is at least, and not how slow."""
 TRIES_MAX = 8
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
@@ -90,6 +94,12 @@ class Ledger:
         self._drain: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
         self._wanted = 1
+        self._seconds_per_work = 0.0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a work that came now would wait for too long; asked before a request costs anything."""
+        return len(self._queue) * self._seconds_per_work > WAIT_SECONDS_MAX
 
     async def execute(
         self,
@@ -134,10 +144,17 @@ class Ledger:
     async def _serve_queue(self) -> None:
         try:
             while batch := self._take():
+                started = time.monotonic()
                 await self._serve(batch)
                 await self._let_others_join(len(batch))
+                self._learn_pace(len(batch), time.monotonic() - started)
         finally:
             self._drain = None
+
+    def _learn_pace(self, works: int, seconds: float) -> None:
+        pace = seconds / works
+        if works >= PACE_WORKS_MIN or pace < self._seconds_per_work:
+            self._seconds_per_work += (pace - self._seconds_per_work) / 4
 
     async def _let_others_join(self, served: int) -> None:
         """After a batch of several works, wait a moment for as many again.
