@@ -21,7 +21,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from store_credit import bulk, ids
-from store_credit.database import CommitFailed, Database, is_passing, is_race
+from store_credit.database import CommitFailed, Database, is_locked, is_passing, is_race
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Command, Policy
@@ -189,8 +189,8 @@ class Ledger:
                 return
             if len(batch) > 1:
                 _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
-                for pending in batch:
-                    await self._serve([pending])
+                # Beside each other: one that has to wait shall not hold up the others.
+                await asyncio.gather(*(self._serve([pending]) for pending in batch))
                 return
             answers = [(pending, error) for pending in batch]
         for pending, result in answers:
@@ -210,6 +210,10 @@ class Ledger:
             try:
                 results = await self.database.write(partial(self._run, batch, batch_id))
             except Exception as error:
+                if is_locked(error) and not unknown:
+                    if len(batch) > 1:
+                        raise  # Those on other lines need not wait for this one, see `_serve`.
+                    raise Unavailable("The credit line is locked.") from error
                 # Once the fate of a COMMIT is unknown, only the same marker can tell it.
                 if not is_passing(error) and not unknown:
                     raise
