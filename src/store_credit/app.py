@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from store_credit import __version__, credentials, health, schema, settings
 from store_credit.callouts.routes import callout_router
 from store_credit.credentials import Credential, Role, hashed, hasher
+from store_credit.crowd import Crowd
 from store_credit.database import InvalidUrl, connect, is_passing
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Clock, Ledger
@@ -89,6 +90,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.include_router(storefront_routes.router)
     app.include_router(health.router)
     app.add_middleware(Telemetry, metrics=service.metrics)
+    app.add_middleware(Crowd, ledger=service.ledger, metrics=service.metrics)
     install_error_handlers(app)
     install_openapi(app)
     return app

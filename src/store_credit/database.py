@@ -25,7 +25,8 @@ T = TypeVar("T")
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
 POOL_TIMEOUT_SECONDS = 2
-LOCK_TIMEOUT_MS = 2_000
+LOCK_TIMEOUT_MS = 300
+"""Transactions of ours hold a row for far less; for whoever holds it longer, nobody else shall wait."""
 STATEMENT_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_SECONDS = 3
 COMMAND_TIMEOUT_SECONDS = 12
@@ -45,6 +46,7 @@ _PASSING_SQLSTATES = (
     "57",  # operator intervention: shutdown, cancelled, starting up
     "58",  # system error, such as a full disk
 )
+_LOCK_TIMEOUT = "55P03"
 _UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
 
@@ -136,6 +138,11 @@ def is_race(error: BaseException) -> bool:
     SQLite has one writer, so that there it can not happen.
     """
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether someone held a row for longer than is waited for."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT
 
 
 def _transact(connection: Connection, function: Callable[[Connection], T]) -> T:

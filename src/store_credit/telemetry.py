@@ -109,6 +109,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.refused = self._counter("refused", "Requests that were refused, as there was too much to do.")
         # Read from the database when Prometheus asks: the same from every process.
         self.database_up = self._gauge("database_up", "Whether the database answered; 1 or 0.")
         self.clock_offset = self._gauge(

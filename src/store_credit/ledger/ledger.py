@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 
 from store_credit import bulk, ids
 from store_credit.bulk import Record
-from store_credit.database import CommitFailed, Database, is_passing, is_race
+from store_credit.database import CommitFailed, Database, is_locked, is_passing, is_race
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Command, Policy
@@ -37,6 +37,10 @@ __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
+WAIT_SECONDS_MAX = 0.3
+"""When a work would wait longer, by the pace of late, the ledger is crowded."""
+PACE_WORKS_MIN = 16
+"""Smaller batches tell how fast the ledger is at least, and not how slow."""
 TRIES_MAX = 8
 BESIDE_MIN = 12
 """Works that make a transaction beside another worth its cost."""
@@ -97,6 +101,12 @@ class Ledger:
         self._alarm: asyncio.TimerHandle | None = None
         self._joined = asyncio.Event()
         self._wanted = 1
+        self._seconds_per_work = 0.0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a work that came now would wait for too long; asked before a request costs anything."""
+        return len(self._queue) * self._seconds_per_work > WAIT_SECONDS_MAX
 
     async def execute(
         self,
@@ -161,8 +171,10 @@ class Ledger:
         assert own is not None
         try:
             while self._may_begin(others=len(self._lanes) - 1) and (batch := self._take()):
+                started = time.monotonic()
                 await self._serve(batch)
                 await self._let_others_join(len(batch))
+                self._learn_pace(len(batch), time.monotonic() - started)
         finally:
             self._lanes.discard(own)
 
@@ -175,6 +187,11 @@ class Ledger:
         if others == 0:
             return True
         return others < self.database.writers and len(self._queue) >= BESIDE_MIN
+
+    def _learn_pace(self, works: int, seconds: float) -> None:
+        pace = seconds / works
+        if works >= PACE_WORKS_MIN or pace < self._seconds_per_work:
+            self._seconds_per_work += (pace - self._seconds_per_work) / 4
 
     async def _let_others_join(self, served: int) -> None:
         """After a batch of several works, wait a moment for as many again.
@@ -209,8 +226,8 @@ class Ledger:
                 return
             if len(batch) > 1:
                 _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
-                for pending in batch:
-                    await self._serve([pending])
+                # Beside each other: one that has to wait shall not hold up the others.
+                await asyncio.gather(*(self._serve([pending]) for pending in batch))
                 return
             answers = [(pending, error) for pending in batch]
         for pending, result in answers:
@@ -230,6 +247,10 @@ class Ledger:
             try:
                 results = await self.database.write(partial(self._run, batch, batch_id))
             except Exception as error:
+                if is_locked(error) and not unknown:
+                    if len(batch) > 1:
+                        raise  # Those on other lines need not wait for this one, see `_serve`.
+                    raise Unavailable("The credit line is locked.") from error
                 # Once the fate of a COMMIT is unknown, only the same marker can tell it.
                 if not is_passing(error) and not unknown:
                     raise

@@ -17,7 +17,8 @@ from store_credit.ledger.commands import Settle
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.refusals import Unavailable
 
-LINES_PER_ROUND = 200
+LINES_PER_ROUND = 50
+"""Few enough that no shopper waits for them."""
 MARKERS_PER_ROUND = 1_000
 MARKERS_KEPT = timedelta(days=1)
 """Far longer than any lost connection can keep a transaction alive."""

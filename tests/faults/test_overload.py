@@ -1,0 +1,109 @@
+"""Ten times what the service can serve: some are answered in time, the others refused at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.open_loop import LINES
+from tests.faults.sizes import LONG, OVERLOAD_SECONDS
+from tests.server import Server, calling, check_books, running
+
+QUIET = {"LOG_LEVEL": "warning"}
+PEAK_CONNECTIONS = 64
+CONNECTED_SECONDS = 1.5
+"""As many connections as take this long to serve, all with a request under way."""
+PEAK_SHARE_MIN = 0.8 if LONG else 0.7
+"""Of the requests served per second of the processor; some seconds tell it less exactly."""
+FILES = 8_192
+P99_SECONDS_MAX = 1.0
+TICKS = os.sysconf("SC_CLK_TCK")
+_PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Connections are files, for the server and for the sender."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class Measured:
+    """What a sender was answered, and what the server spent on it."""
+
+    def __init__(self, server: Server, rate: float, connections: int, seconds: float) -> None:
+        arguments = [server.port, rate, seconds, connections]
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.open_loop", *map(str, arguments)],
+            cwd=_PROJECT,
+            env=os.environ | {"PYTHONPATH": f"{_PROJECT}{os.pathsep}{_PROJECT / 'src'}"},
+            stdout=subprocess.PIPE,
+        ) as sender:
+            assert sender.stdout is not None
+            assert sender.stdout.readline() == b"connected\n"
+            cpu, started = cpu_seconds(server.pid), time.monotonic()
+            self.told: dict[str, Any] = json.loads(sender.stdout.read())
+        self.cpu = cpu_seconds(server.pid) - cpu
+        self.share = min(1.0, self.cpu / (time.monotonic() - started))
+        """How much of a processor the server got: the machine may have much else to do."""
+        self.memory = memory_bytes(server.pid)
+        self.statuses: dict[str, int] = self.told["statuses"]
+        self.rate = self.told["served"] / seconds
+        self.per_cpu_second = len(self.told["answered_200"]) / self.cpu
+
+    def seconds(self, quantile: float, status: int = 200) -> float:
+        ordered = sorted(self.told[f"answered_{status}"])
+        return ordered[int(len(ordered) * quantile)] if ordered else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rate:.0f}/s, {self.per_cpu_second:.0f} per CPU second, share {self.share:.2f},"
+            f" p50 {self.seconds(0.5):.3f} s, p99 {self.seconds(0.99):.3f} s,"
+            f" {self.memory / 2**20:.0f} MiB, due {self.told['due']}, sent {self.told['sent']},"
+            f" {self.statuses}, 503 after {self.seconds(0.5, 503):.3f} s"
+        )
+
+
+async def test_ten_times_too_much(database_url: str, tmp_path: Path, many_files: None) -> None:
+    with running(database_url, tmp_path, **QUIET) as [server]:
+        async with calling(server) as service:
+            for upstream_id in LINES:
+                await service.issued(100_000.00, upstreamId=upstream_id)
+        Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2)
+        peak = Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS)
+        connections = min(FILES // 2, int(peak.rate * CONNECTED_SECONDS))
+        first, flooded = (Measured(server, 10 * peak.rate, connections, OVERLOAD_SECONDS) for _ in range(2))
+        for measured in (peak, first, flooded):
+            print(measured)  # noqa: T201
+            assert set(measured.statuses) <= {"200", "503"}
+            assert measured.told["broken"] == measured.told["unanswered"] == 0
+            assert measured.told["without_retry_after"] == 0
+            assert measured.seconds(0.99) * measured.share < P99_SECONDS_MAX
+        assert flooded.statuses["503"] > 0, "it was no overload"
+        assert flooded.per_cpu_second > PEAK_SHARE_MIN * peak.per_cpu_second
+        assert flooded.memory < first.memory * 1.1
+        async with calling(server) as service:
+            books = [await service.books(line["id"]) for line in await service.listed("/credit-lines")]
+        holds = sum(len(found.holds) for found in books)
+        assert holds >= sum(measured.statuses["200"] for measured in (peak, first, flooded))
+    check_books(database_url)
