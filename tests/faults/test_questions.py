@@ -1,10 +1,10 @@
-"""The recorder's own check: it must find what is lost, doubled or made up."""
+"""The check itself: it must find what is lost, doubled or made up."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.faults.recorder import Attempt, Ledger, Question, check
+from tests.faults.questions import Attempt, Ledger, Question, check
 
 APPROVED = {"approval": True, "upstreamId": "line", "amount": 2}
 
