@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from tests.faults.postgresql import Postgresql
+from tests.faults.test_postgresql_away import assert_unavailable, ready, within
 from tests.http_fixtures import Shop, decoded, problem_of
 from tests.server import Service, calling, command, environment, running, until
-from tests.test_database_away import Postgresql, assert_unavailable, ready, within
 
 pytest_plugins = ["tests.http_fixtures"]
 

@@ -6,10 +6,13 @@ import re
 import secrets
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
+_TIME_DIGITS = 10
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINTED = re.compile(f"[{_ALPHABET}]{{26}}")
 
 _lock = threading.Lock()
@@ -34,3 +37,15 @@ def mint(prefix: str) -> str:
 def is_minted(text: str, prefix: str) -> bool:
     """Whether it has the form of our identifiers with this prefix, whether or not it was ever given."""
     return text.startswith(f"{prefix}_") and _MINTED.fullmatch(text, len(prefix) + 1) is not None
+
+
+def minted_at(identifier: str) -> datetime:
+    """When an identifier was minted, by the clock of the process that did; no later than there are dates."""
+    digits = identifier.rpartition("_")[2][:_TIME_DIGITS]
+    milliseconds = 0
+    for digit in digits:
+        milliseconds = milliseconds * len(_ALPHABET) + _ALPHABET.index(digit)
+    try:
+        return _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)

@@ -18,7 +18,7 @@ from tests.faults.open_loop import LINES
 from tests.faults.sizes import LONG, OVERLOAD_SECONDS
 from tests.server import Server, calling, check_books, running
 
-QUIET = {"LOG_LEVEL": "warning"}
+QUIET = {"LOG_LEVEL": "warning", "CONNECTIONS": "8192"}
 PEAK_CONNECTIONS = 64
 CONNECTED_SECONDS = 1.5
 """As many connections as take this long to serve, all with a request under way."""

@@ -25,6 +25,7 @@ from store_credit.body import loads
 from store_credit.callouts.schemas import AuthorizationRequest
 from store_credit.errors import ApiError, BadRequest, NotFound
 from store_credit.fields import instant
+from store_credit.ids import is_minted
 from store_credit.merchant.keeping_schemas import AdjustmentRequest
 from store_credit.merchant.paging import page_of, stored_id
 from store_credit.merchant.routes import _seq
@@ -250,10 +251,13 @@ def _check_query(choices: Choices, cursor: str) -> None:
     query = choices.one_of(QUERIES)
     asked = {"limit": choices.one_of(("1", "100", "0", "101", cursor)), "startingAfter": cursor}
     try:
-        page = page_of(query.model_validate(asked))
+        page = page_of(query.model_validate(asked), "cl")
     except ValidationError as error:
         _check_told(validation_problems(error.errors(include_url=False, include_input=False)))
+    except BadRequest as error:
+        _check_told(error)
     else:
+        assert is_minted(cursor, "cl")
         assert 1 <= page.limit <= 100
         assert page.starting_after == cursor
     try:

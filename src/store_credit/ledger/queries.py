@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     and_,
     func,
+    literal,
     or_,
     select,
     text,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from store_credit import ids
 from store_credit.ledger.state import HoldState, LineStatus
 from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry
 from store_credit.metadata import upstream_key
@@ -248,7 +250,9 @@ def _beyond(cursor: Column[Any], at: str | int, by: Column[Any] | None, older: b
     if by is None:
         return cursor < at if older else cursor > at
     same = by.table.alias()
-    moment = select(same.c[by.name]).where(same.c[cursor.name] == at).scalar_subquery()
+    known = select(same.c[by.name]).where(same.c[cursor.name] == at).scalar_subquery()
+    # A row that is not there, or no more, would be where its id says.
+    moment = func.coalesce(known, literal(ids.minted_at(str(at)), by.type))
     here, there = tuple_(by, cursor), tuple_(moment, at)
     return here < there if older else here > there
 
