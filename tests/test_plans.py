@@ -340,7 +340,7 @@ async def test_nothing_reads_a_whole_table(
         await explain_analysed(shop, watch)
     assert not_called(shop, watch) == []
     assert touched(watch) == GROWING
-    assert any(sql.startswith("INSERT INTO ledger_entry") for sql in watch.statements)
+    assert any("INSERT INTO ledger_entry" in sql for sql in watch.statements)
     found = [finding for finding in watch.findings if finding.step not in READING_ALL]
     assert found == []
     assert "GET /reports/liability" in {finding.step for finding in watch.findings}

@@ -275,7 +275,7 @@ async def test_a_conflict_waits_until_it_is_dismissed(shop: Shop) -> None:
         "/webhook-events/event-1/dismiss", json={"reason": "sent twice"}, auth=MERCHANT
     )
     (kept,) = decoded(dismissed)["conflicts"]
-    assert (kept["state"], kept["note"]) == ("conflict", f"{MERCHANT[0]}: sent twice")
+    assert (kept["state"], kept["note"]) == ("dismissed", f"{MERCHANT[0]}: sent twice")
     found = await samples(shop)
     assert found["store_credit_unmatched_events"] == found["store_credit_unmatched_event_age_seconds"] == 0
 

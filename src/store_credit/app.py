@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from store_credit import __version__, credentials, health, schema, settings
-from store_credit.callouts.routes import callout_router
+from store_credit.callouts.routes import add_callout
 from store_credit.credentials import Credential, Role, hashed, hasher
 from store_credit.crowd import Crowd
 from store_credit.database import InvalidUrl, connect, is_passing
@@ -80,7 +80,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     )
     app.state.service = service
     app.state.probes = health.Probes()
-    app.include_router(callout_router(chosen.callout_paths))
+    add_callout(app, chosen.callout_paths)
     app.include_router(webhook_routes.router)
     app.include_router(merchant_routes.router)
     app.include_router(keeping_routes.router)

@@ -17,14 +17,14 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
-CACHE_KIB = 32 * 1024
+CACHE_KIB = 8 * 1024
 """Of each SQLite connection: room for the inner pages of the indexes of some millions of rows."""
 CHECKPOINT_PAGES = 8_000
 """After which SQLite copies its write-ahead log into the file. Over many lines, few changes share a page:
@@ -72,8 +72,6 @@ class Database(Protocol):
     """Runs functions of a `Connection` in transactions."""
 
     dialect: str
-    writers: int
-    """Transactions that may usefully be written at the same time."""
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -166,7 +164,7 @@ class PostgresqlDatabase:
     dialect = "postgresql"
 
     def __init__(self, url: Any, connections: int, command_timeout_seconds: float | None) -> None:
-        self.engine: AsyncEngine = create_async_engine(
+        self._engine = create_async_engine(
             url,
             # Errors are logged, and the values of statements are nobody's business.
             hide_parameters=True,
@@ -188,14 +186,11 @@ class PostgresqlDatabase:
                 },
             },
         )
-
-        # Two: one is worked out here while the other is written there.
-        self.writers = min(2, max(1, connections - 1))
-        # One snapshot for all statements of a read, and never the last connections: these write.
-        self._snapshots = self.engine.execution_options(
+        # One snapshot for all statements of a read, and never the last connection: that one writes.
+        self._snapshots = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        self._readers = asyncio.Semaphore(max(1, connections - self.writers))
+        self._readers = asyncio.Semaphore(max(1, connections - 1))
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -211,18 +206,17 @@ class PostgresqlDatabase:
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        async with self.engine.connect() as connection:
+        async with self._engine.connect() as connection:
             return await connection.run_sync(_transact, lambda c: function(c, *args, **kwargs))
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        await self._engine.dispose()
 
 
 class SqliteDatabase:
     """SQLite in a file: one writer, and readers that see the last committed state (WAL)."""
 
     dialect = "sqlite"
-    writers = 1
 
     def __init__(self, url: Any) -> None:
         self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, read_only=False)

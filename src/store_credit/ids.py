@@ -40,7 +40,7 @@ def is_minted(text: str, prefix: str) -> bool:
 
 
 def minted_at(identifier: str) -> datetime:
-    """When an identifier was minted, by the clock of the process that did; no later than there are dates."""
+    """When an identifier was minted, by the clock of the process that did; at most the last date."""
     digits = identifier.rpartition("_")[2][:_TIME_DIGITS]
     milliseconds = 0
     for digit in digits:

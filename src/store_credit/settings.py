@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     database_url: str = "sqlite:///store-credit.db"
     """SQLite in the working directory by default; `postgresql://user:password@host/name` in production."""
     database_connections: int = Field(5, ge=2, le=100)
-    """PostgreSQL connections of one process: two write, the others read."""
+    """PostgreSQL connections of one process: one writes, the others read."""
 
     callout_username: str | None = None
     callout_password: SecretStr | None = None

@@ -39,7 +39,6 @@ class Faulty:
 
     def __init__(self, database: Database, *faults: Fault) -> None:
         self.dialect = database.dialect
-        self.writers = database.writers
         self.faults = deque(faults)
         self.begun = 0
         self.asked = asyncio.Event()

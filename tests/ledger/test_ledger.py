@@ -161,31 +161,6 @@ async def test_works_that_arrive_during_a_transaction_share_the_next(faulty: Fau
     assert committed == [1, 5]
 
 
-async def test_many_works_are_served_beside_a_transaction_and_few_wait_for_its_end(
-    shaken: Ledger, faulty: Faulty, ledger: Ledger
-) -> None:
-    """On PostgreSQL two transactions at once, never three; on SQLite one, as it has one writer."""
-    many, few = ledger_module.BESIDE_MIN, ledger_module.BESIDE_MIN - 1
-    await ledger.execute(issue(100_00))
-    faulty.gate.clear()
-    asked: list[asyncio.Future[Any]] = []
-
-    async def ask(count: int) -> int:
-        """How many transactions there are after so many works more."""
-        for _ in range(count):
-            asked.append(asyncio.ensure_future(shaken.execute(authorize("1", f"session-{len(asked)}"))))
-        for _ in range(10):
-            await asyncio.sleep(0)
-        return faulty.begun
-
-    begun = [await ask(1), await ask(few), await ask(1), await ask(few), await ask(many)]
-    faulty.gate.set()
-    outcomes = [(await one).outcomes[0].accepted for one in asked]
-
-    assert begun == ([1, 1, 2, 2, 2] if faulty.dialect == "postgresql" else [1] * 5)
-    assert outcomes == [True] * len(asked)
-
-
 async def test_works_are_decided_in_the_order_of_their_arrival(ledger: Ledger) -> None:
     await ledger.execute(issue())
 

@@ -42,8 +42,6 @@ WAIT_SECONDS_MAX = 0.3
 PACE_WORKS_MIN = 16
 """Smaller batches tell how fast the ledger is at least, and not how slow."""
 TRIES_MAX = 8
-BESIDE_MIN = 12
-"""Works that make a transaction beside another worth its cost."""
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
 PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
@@ -95,8 +93,7 @@ class Ledger:
         self._deadline_seconds = deadline_seconds
         self._on_commit = on_commit
         self._queue: deque[Pending] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
-        """The tasks that serve the queue, each with one transaction at a time."""
+        self._drain: asyncio.Task[None] | None = None
         self._watched: deque[Pending] = deque()
         self._alarm: asyncio.TimerHandle | None = None
         self._joined = asyncio.Event()
@@ -127,8 +124,8 @@ class Ledger:
         self._queue.append(pending)
         if len(self._queue) >= self._wanted:
             self._joined.set()
-        if self._may_begin(others=len(self._lanes)):
-            self._lanes.add(loop.create_task(self._serve_queue()))
+        if self._drain is None:
+            self._drain = loop.create_task(self._serve_queue())
         self._watch(pending)
         try:
             return await pending.future
@@ -146,8 +143,8 @@ class Ledger:
 
     async def close(self) -> None:
         """Wait for what is under way. Nothing may be executed afterwards."""
-        while self._lanes:
-            await asyncio.wait(self._lanes)
+        if self._drain is not None:
+            await self._drain
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -166,27 +163,14 @@ class Ledger:
             self._alarm = asyncio.get_running_loop().call_later(seconds, self._answer_late)
 
     async def _serve_queue(self) -> None:
-        """Serve batches until there is nothing to do, or too little for a transaction beside another."""
-        own = asyncio.current_task()
-        assert own is not None
         try:
-            while self._may_begin(others=len(self._lanes) - 1) and (batch := self._take()):
+            while batch := self._take():
                 started = time.monotonic()
                 await self._serve(batch)
                 await self._let_others_join(len(batch))
                 self._learn_pace(len(batch), time.monotonic() - started)
         finally:
-            self._lanes.discard(own)
-
-    def _may_begin(self, *, others: int) -> bool:
-        """Whether a transaction may begin while `others` are under way.
-
-        One beside another works while that one waits for the database; with few works it would only
-        cost more than it gains.
-        """
-        if others == 0:
-            return True
-        return others < self.database.writers and len(self._queue) >= BESIDE_MIN
+            self._drain = None
 
     def _learn_pace(self, works: int, seconds: float) -> None:
         pace = seconds / works
@@ -199,7 +183,7 @@ class Ledger:
         Callers that were answered together ask again one after the other. Without this the first of
         them is served alone, and all others wait for its transaction. A lone caller waits for nobody.
         """
-        if served == 1 or len(self._queue) >= served or len(self._lanes) > 1:
+        if served == 1 or len(self._queue) >= served:
             return
         self._wanted = served
         self._joined.clear()

@@ -44,6 +44,7 @@ from store_credit.ledger.statements import (
     LOCK_SOURCES,
     OFFERS,
     OVERDUE,
+    PLAN_ONCE,
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
@@ -160,12 +161,13 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
         questions[CLAIMS] = {"keys": list(needs.claims)}
     if not book.lines:
         return questions
+    questions[PLAN_ONCE] = {}
     line_ids = list(book.lines)
     latest = max(now, *(line.last_entry_at for line in book.lines.values()))
     questions[DUE_HOLDS] = {"line_ids": line_ids, "now": latest, "most": DUE_HOLDS_MAX}
     if sessions := list(needs.session_ids):
         questions[SESSION_HOLDS] = {"session_ids": sessions}
-        questions[COMPLETED_SESSIONS] = {"line_ids": line_ids, "session_ids": sessions}
+        questions[COMPLETED_SESSIONS] = {"session_ids": sessions}
     if needs.hold_ids:
         questions[HOLDS_BY_ID] = {"ids": list(needs.hold_ids)}
     if needs.released:

@@ -108,10 +108,11 @@ def unmatched_of(connection: Connection, order_id: str) -> Sequence[RowMapping]:
 
 def due(connection: Connection, now: datetime, limit: int) -> Sequence[RowMapping]:
     """Events that are to be tried again: failed ones, and those whose returns were booked meanwhile."""
-    states = (EventState.FAILED.value, EventState.APPLIED.value)
+    # Not "in these states": SQLite would look through all applied events, and not by their time.
+    others = [state.value for state in EventState if state not in (EventState.FAILED, EventState.APPLIED)]
     statement = (
         select(webhook_event)
-        .where(_columns.retry_at <= now, _columns.state.in_(states))
+        .where(_columns.retry_at <= now, _columns.state.not_in(others))
         .order_by(_columns.retry_at)
         .limit(limit)
     )
