@@ -130,3 +130,27 @@ async def test_a_database_that_falls_silent_approves_nothing(
             assert len(books.holds) == len({hold["sessionId"] for hold in books.holds})
         assert "Traceback" not in server.log
     check_books(own_url)
+
+
+PROBES = ("/readyz", "/healthz", "/metrics")
+TOLD_SECONDS_MAX = 2.5
+"""A probe waits for a second; the rest is for a busy machine."""
+
+
+async def test_probes_tell_soon_of_a_silent_database(
+    own_postgresql: Postgresql, own_url: str, tmp_path: Path
+) -> None:
+    """Those who keep asking share one connection to the database."""
+    with running(own_url, tmp_path) as [server]:
+        async with calling(server) as service:
+            assert await ready(service)
+            with own_postgresql.paused():
+                await asyncio.gather(*(assert_told_soon(service) for _ in range(10)))
+            await until(lambda: ready(service))
+        assert "Traceback" not in server.log
+
+
+async def assert_told_soon(service: Service) -> None:
+    told = {path: await within(TOLD_SECONDS_MAX, service.get(path, auth=None)) for path in PROBES}
+    assert_unavailable(told["/readyz"])
+    assert [told[path].status_code for path in ("/healthz", "/metrics")] == [200, 200]
