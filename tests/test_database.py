@@ -46,7 +46,7 @@ async def test_a_read_can_not_write(database: Database) -> None:
 
 
 async def test_a_failing_commit_hands_over_what_it_would_have_given(database: Any) -> None:
-    engine = database._writer if database.dialect == "sqlite" else database.engine.sync_engine
+    engine = database._writer if database.dialect == "sqlite" else database._engine.sync_engine
 
     @event.listens_for(engine, "commit", once=True)
     def fail(_connection: Connection) -> None:

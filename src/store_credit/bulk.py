@@ -30,7 +30,8 @@ _Group = tuple[_Shape, list[Row]]
 def write(connection: Connection, records: Iterable[Record]) -> None:
     """Write the records: those of one table and kind together, in the order in which these first appear.
 
-    Of several that change the same columns of one row, the last counts.
+    Of several that change the same columns of one row, the last counts; of those that change others, the
+    columns that were first named for the table are written first.
     """
     groups = _grouped(records)
     if connection.dialect.name == "postgresql":
@@ -64,7 +65,7 @@ def _statements(groups: Iterable[_Group]) -> list[list[_Group]]:
     return statements
 
 
-@cache
+@lru_cache(maxsize=256)
 def _combined(shapes: tuple[_Shape, ...]) -> str:
     """One statement for all. Each part waits for the one before, so that locks are taken in this order.
 

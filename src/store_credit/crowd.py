@@ -14,25 +14,31 @@ from store_credit.telemetry import Metrics
 REFUSAL_SECONDS = 2.0
 """Who is refused at once asks at once again, and refusing would be all that is done."""
 
+SLOWED_MAX = 200
+"""Refusals that wait at a time: each keeps a connection, and there must be some left for others."""
+
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Crowd:
-    """ASGI middleware: answers 503 to whatever would change something while the ledger is crowded.
-
-    It is the outermost, and counts what it refuses itself: a refusal must cost next to nothing.
-    """
+    """ASGI middleware: answers 503 to whatever would change something while the ledger is crowded."""
 
     def __init__(self, app: ASGIApp, ledger: Ledger, metrics: Metrics) -> None:
         self._app = app
         self._ledger = ledger
         self._metrics = metrics
+        self._slowed = 0
         self._refusal = error_response(ServiceUnavailable.retry_after(1, "The service has too much to do."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _READING and self._ledger.is_crowded:
             self._metrics.refused.inc()
-            await asyncio.sleep(REFUSAL_SECONDS)
+            if self._slowed < SLOWED_MAX:
+                self._slowed += 1
+                try:
+                    await asyncio.sleep(REFUSAL_SECONDS)
+                finally:
+                    self._slowed -= 1
             await self._refusal(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -6,10 +6,11 @@ hash, so that a repeated request costs no argon2; it is forgotten as soon as the
 
 Right credentials always pass, whoever else guesses at their name or from their address. For them a
 thread is kept: to it come only passwords that fit the tag in their hash (`credentials.may_match`), which
-guesses do not. All others are throttled by name and by address, and wait for a thread of their own, in a
-bounded queue; so a flood costs that one thread at most. Since the right password passes, throttling can not
-bound how many are tried: long passwords make guessing hopeless, and the proxy bounds the rate.
-A missing header guesses nothing: clients ask for the challenge so, and always get it.
+guesses do not; a hash of an earlier version gets its tag at its first use. All others are throttled by name
+and by address, and wait for a thread of their own, in a bounded queue; so a flood costs that one thread at
+most. Since the right password passes, throttling can not bound how many are tried: long passwords make
+guessing hopeless, and the proxy bounds the rate. A missing header guesses nothing, and waits with the
+others: clients ask for the challenge so, and always get it.
 """
 
 from __future__ import annotations
@@ -147,11 +148,13 @@ class Authenticator:
         username, password = _parse_basic(header)
         now = self._clock()
         named = [c for c in self._credentials.values() if c.name == username and c.is_valid(now)]
-        guessed = header != "" and not self._fits(named, password)
-        if guessed and (waiting := self._throttle.waiting(username, address)) is not None:
+        fits = self._fits(named, password)
+        if header and not fits and (waiting := self._throttle.waiting(username, address)) is not None:
             raise self._refusal(*waiting, "Too many wrong passwords.")
-        checks = self._guesses if guessed else self._fitting
+        checks = self._fitting if fits else self._guesses
         check = checks.started(digest, lambda: self._matching(named, password))
+        if check is None and not header:
+            return None  # Some clients ask for the challenge first: they guess nothing.
         if check is None:
             raise self._refusal("busy", 1, "Too many passwords wait to be checked.")
         # Others may wait for the same check: it goes on when this caller goes away.

@@ -20,7 +20,7 @@ from tests.faults.sizes import RESTARTS, seeded
 from tests.server import Server, calling, check_books, order_event, poll, running, source
 
 QUIET = {"LOG_LEVEL": "warning"}
-SECONDS_MAX = 4.0
+SECONDS_MAX = 8.0
 REFUSALS = 20
 DISK_BYTES = 16 * 1024**2
 

@@ -98,9 +98,13 @@ async def test_ten_times_too_much(database_url: str, tmp_path: Path, many_files:
             assert set(measured.statuses) <= {"200", "503"}
             assert measured.told["broken"] == measured.told["unanswered"] == 0
             assert measured.told["without_retry_after"] == 0
-            assert measured.seconds(0.99) * measured.share < P99_SECONDS_MAX
+            # Of a busy machine the server has only a share, and is as much slower.
+            share = 1.0 if LONG else measured.share
+            assert measured.seconds(0.99) * share < P99_SECONDS_MAX
         assert flooded.statuses["503"] > 0, "it was no overload"
         assert flooded.per_cpu_second > PEAK_SHARE_MIN * peak.per_cpu_second
+        if LONG:
+            assert flooded.rate > PEAK_SHARE_MIN * peak.rate
         assert flooded.memory < first.memory * 1.1
         async with calling(server) as service:
             books = [await service.books(line["id"]) for line in await service.listed("/credit-lines")]

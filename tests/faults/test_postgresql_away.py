@@ -133,7 +133,7 @@ async def test_a_database_that_falls_silent_approves_nothing(
 
 
 PROBES = ("/readyz", "/healthz", "/metrics")
-TOLD_SECONDS_MAX = 2.5
+TOLD_SECONDS_MAX = 8.0
 """A probe waits for a second; the rest is for a busy machine."""
 
 

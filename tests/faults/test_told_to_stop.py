@@ -98,7 +98,6 @@ def test_under_load(of_kind: tuple[str, tuple[str, str]], tmp_path: Path) -> Non
                 assert time.monotonic() - told < GRACE_SECONDS
                 server.start()
             recorder.wait_for_answers()
-        # Workers outlive a parent that is killed.
         assert server.stop() == 0
         recorder.check(url)
 

@@ -289,5 +289,5 @@ async def test_a_conflict_is_dismissed_by_the_id_that_it_claims(
     assert (await cli("dismiss", "event-1", "--reason", "sent twice")).exit_code == 0
     shown = await shop.get("/webhook-events/event-1")
     assert shown["state"] == "applied"
-    assert [(one["state"], one["note"] is not None) for one in shown["conflicts"]] == [("conflict", True)]
+    assert [(one["state"], one["note"] is not None) for one in shown["conflicts"]] == [("dismissed", True)]
     assert (await cli("dismiss", "event-1", "--reason", "again")).exit_code == 2

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from store_credit.credentials import Role
-from store_credit.ledger import orders
+from store_credit.ledger import returns
 from store_credit.ledger.audit import audit
 from store_credit.webhooks import inbox, upkeep
 from store_credit.webhooks.tables import webhook_event
@@ -287,14 +287,14 @@ async def test_only_merchants_apply_and_dismiss(shop: Shop) -> None:
 
 def break_returns(patch: pytest.MonkeyPatch, source_id: str = "source-1") -> None:
     """A fault in a rule: returns of this source raise."""
-    whole = orders.give_back
+    whole = returns.give_back
 
     def broken(book: Any, command: Any, *more: Any) -> Any:
         if command.source_id == source_id:
             raise ZeroDivisionError("secret value")
         return whole(book, command, *more)
 
-    patch.setattr(orders, "give_back", broken)
+    patch.setattr(returns, "give_back", broken)
 
 
 async def test_a_failure_is_kept_and_tried_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,13 +368,13 @@ async def test_what_a_fault_keeps_from_being_applied_stays_as_it_was(
     line = await shop.issue(100)
     await shop.deliver(nameless())
     with monkeypatch.context() as patch:
-        patch.setattr(orders, "deduct", broken)
+        patch.setattr(returns, "deduct", broken)
         problem_of(await ask(shop, "apply", creditLineId=line["id"]), 409, "conflict")
         shown = await shop.get("/webhook-events/event-1")
         assert (shown["state"], shown["note"]) == ("unmatched", "ZeroDivisionError while it was applied")
     assert await apply(shop, line) == "applied"
     with monkeypatch.context() as patch:
-        patch.setattr(orders, "deduct", broken)
+        patch.setattr(returns, "deduct", broken)
         problem_of(await ask(shop, "apply"), 409, "conflict")
     shown = await shop.get("/webhook-events/event-1")
     assert (shown["state"], shown["note"]) == ("applied", None)

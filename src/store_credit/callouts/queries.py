@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, select
 
 from store_credit.callouts.decisions import decision
-from store_credit.ledger.queries import Page, paged
+from store_credit.ledger.pages import Page, paged
 from store_credit.metadata import upstream_key
 
 

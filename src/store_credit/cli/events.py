@@ -19,7 +19,8 @@ from store_credit.cli.statement import when
 from store_credit.fields import instant
 from store_credit.ledger import queries as ledger_queries
 from store_credit.ledger.commands import Cause
-from store_credit.ledger.queries import LineFigures, Page
+from store_credit.ledger.pages import Page
+from store_credit.ledger.queries import LineFigures
 from store_credit.merchant import rendering
 from store_credit.webhooks import candidates, catch_up, inbox, queries, upkeep
 from store_credit.webhooks.effects import Assignment, EventState

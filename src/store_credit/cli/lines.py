@@ -17,7 +17,8 @@ from store_credit.cli.statement import Story, print_statement, tell, when
 from store_credit.fields import time_text
 from store_credit.ledger import queries
 from store_credit.ledger.commands import Cause, Issue
-from store_credit.ledger.queries import LineFigures, LineFilter, Page
+from store_credit.ledger.pages import Page
+from store_credit.ledger.queries import LineFigures, LineFilter
 from store_credit.merchant import rendering, schemas
 from store_credit.responses import validation_problems
 

@@ -17,7 +17,8 @@ from store_credit import money
 from store_credit.callouts.queries import DecisionFilter, decisions
 from store_credit.cli.session import plain
 from store_credit.ledger import queries
-from store_credit.ledger.queries import LineFigures, Page
+from store_credit.ledger.pages import Page
+from store_credit.ledger.queries import LineFigures
 from store_credit.ledger.state import EntryKind, HoldState
 from store_credit.ledger.tables import deduction, hold, ledger_entry
 

@@ -27,11 +27,12 @@ from store_credit.database import CommitFailed, Database, is_locked, is_passing,
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Command, Policy
+from store_credit.ledger.locked import LOCKED, LockedNames
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Change, Outcome
 from store_credit.ledger.store import Claimed
-from store_credit.ledger.works import Claim, Pending, Result, Work, answer, waiting
+from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, Work, answer, waiting
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
@@ -49,8 +50,6 @@ PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 
 Their length is left to chance, so that two processes in each other's way do not meet again.
 """
-
-LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
 
 Clock = Callable[[], datetime]
 _Answer = tuple[Pending, Result | Exception]
@@ -94,8 +93,8 @@ class Ledger:
         self._on_commit = on_commit
         self._queue: deque[Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
-        self._watched: deque[Pending] = deque()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines()
+        self._locked = LockedNames()
         self._joined = asyncio.Event()
         self._wanted = 1
         self._seconds_per_work = 0.0
@@ -118,6 +117,8 @@ class Ledger:
         """
         if len(self._queue) >= QUEUE_MAX:
             raise Unavailable("The ledger has too much to do.")
+        if self._locked.holds_up(commands):
+            raise Unavailable(LOCKED)
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._deadline_seconds
         pending = Pending(Work(commands, claim, record), deadline, loop.create_future())
@@ -126,12 +127,7 @@ class Ledger:
             self._joined.set()
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
-        self._watch(pending)
-        try:
-            return await pending.future
-        finally:
-            while self._watched and self._watched[0].future.done():
-                self._watched.popleft()
+        return await self._deadlines.keep(pending)
 
     async def now(self) -> datetime:
         """The time that the rules go by."""
@@ -145,22 +141,7 @@ class Ledger:
         """Wait for what is under way. Nothing may be executed afterwards."""
         if self._drain is not None:
             await self._drain
-        if self._alarm is not None:
-            self._alarm.cancel()
-
-    def _watch(self, pending: Pending) -> None:
-        """See to it that the caller is answered in time. One timer serves all: the oldest is due first."""
-        self._watched.append(pending)
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(self._deadline_seconds, self._answer_late)
-
-    def _answer_late(self) -> None:
-        while self._watched and not waiting([self._watched[0]]):
-            answer(self._watched.popleft().future, Unavailable(LATE))
-        self._alarm = None
-        if self._watched:
-            seconds = self._watched[0].deadline - time.monotonic()
-            self._alarm = asyncio.get_running_loop().call_later(seconds, self._answer_late)
+        self._deadlines.close()
 
     async def _serve_queue(self) -> None:
         try:
@@ -208,14 +189,30 @@ class Ledger:
                 # Another process took a name between our look and our write; a second look sees it.
                 await self._serve(batch, again=True)
                 return
+            if is_locked(error) and (others := await self._without_locked(batch)) is not None:
+                await self._serve(others)
+                return
             if len(batch) > 1:
                 _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
-                # Beside each other: one that has to wait shall not hold up the others.
-                await asyncio.gather(*(self._serve([pending]) for pending in batch))
+                for pending in batch:
+                    await self._serve([pending])
                 return
-            answers = [(pending, error) for pending in batch]
+            failed = Unavailable(LOCKED) if is_locked(error) else error
+            answers = [(pending, failed) for pending in batch]
         for pending, result in answers:
             answer(pending.future, result)
+
+    async def _without_locked(self, batch: list[Pending]) -> list[Pending] | None:
+        """Refuse the works on lines that somebody else has locked for long; the others go on.
+
+        None when no such line is found: it was let go meanwhile, or something else is locked.
+        """
+        needs = Needs.of(command for pending in batch for command in pending.work.commands)
+        self._locked.remember(await self.database.write(store.locked_names, needs))
+        stuck = [pending for pending in batch if self._locked.holds_up(pending.work.commands)]
+        for pending in stuck:
+            answer(pending.future, Unavailable(LOCKED))
+        return [pending for pending in batch if pending not in stuck] if stuck else None
 
     async def _commit(self, batch: list[Pending]) -> list[_Answer]:
         """Run one transaction, again if need be, and never twice: see `store.start_batch`.
@@ -232,9 +229,7 @@ class Ledger:
                 results = await self.database.write(partial(self._run, batch, batch_id))
             except Exception as error:
                 if is_locked(error) and not unknown:
-                    if len(batch) > 1:
-                        raise  # Those on other lines need not wait for this one, see `_serve`.
-                    raise Unavailable("The credit line is locked.") from error
+                    raise  # Those on other lines need not wait for it: see `_serve`.
                 # Once the fate of a COMMIT is unknown, only the same marker can tell it.
                 if not is_passing(error) and not unknown:
                     raise
@@ -272,12 +267,9 @@ class Ledger:
         started_at = store.start_batch(connection, batch_id, clock)
         if started_at is None:
             return None
-        needs = Needs()
         works = [pending.work for pending in pendings]
-        for work in works:
-            needs.claims.update([work.claim.key] if work.claim else [])
-            for command in work.commands:
-                needs.add(command)
+        needs = Needs.of(command for work in works for command in work.commands)
+        needs.claims.update(work.claim.key for work in works if work.claim)
         book, now, claimed = store.load(connection, needs, started_at, own_clock=self._own_clock)
         batch = _Batch(book, claimed, now, [], [], [])
         in_time = set(map(id, waiting(pendings)))

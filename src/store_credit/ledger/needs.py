@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from store_credit.ledger.commands import (
@@ -37,6 +38,13 @@ class Needs:
     """Upstream ids of which some open hold is to be released."""
     claims: set[str] = field(default_factory=set)
     """Keys that are to be claimed."""
+
+    @classmethod
+    def of(cls, commands: Iterable[Command]) -> Needs:
+        needs = cls()
+        for command in commands:
+            needs.add(command)
+        return needs
 
     def add(self, command: Command) -> None:
         self.commands += 1

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     RowMapping,
@@ -21,16 +20,14 @@ from sqlalchemy import (
     Table,
     and_,
     func,
-    literal,
     or_,
     select,
     text,
-    tuple_,
     union,
     union_all,
 )
 
-from store_credit import ids
+from store_credit.ledger.pages import Page, cut, paged
 from store_credit.ledger.state import HoldState, LineStatus
 from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry
 from store_credit.metadata import upstream_key
@@ -40,15 +37,6 @@ SPENDABLE_MAX = 100
 
 EXPIRED = "expired"
 """The status shown for an active line past its expiry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which part of a list is wanted."""
-
-    limit: int = 10
-    starting_after: str | int | None = None
-    ending_before: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +123,7 @@ def all_holds(
         of_state = select(hold.c.id).where(condition)
         if wanted.opened_until is not None:
             of_state = of_state.where(hold.c.created_at <= wanted.opened_until)
-        pages.append(select(_cut(of_state, hold.c.id, page, by=hold.c.created_at).subquery().c.id))
+        pages.append(select(cut(of_state, hold.c.id, page, by=hold.c.created_at).subquery().c.id))
     statement = statement.where(hold.c.id.in_(union_all(*pages)))
     rows, more = paged(connection, statement, hold.c.id, page, by=hold.c.created_at)
     return [_settled_hold(row, now) for row in rows], more
@@ -207,54 +195,6 @@ def oldest_due_at(connection: Connection, now: datetime) -> datetime | None:
     lines = select(func.min(credit_line.c.due_at)).where(credit_line.c.due_at <= now)
     found = [moment for query in (holds, lines) if (moment := connection.scalar(query)) is not None]
     return min(found, default=None)
-
-
-def paged(
-    connection: Connection,
-    statement: Select[Any],
-    cursor: Column[Any],
-    page: Page,
-    *,
-    by: Column[Any] | None = None,
-    newest_first: bool = True,
-) -> tuple[Sequence[RowMapping], bool]:
-    """One page of a statement, and whether more follow in that direction.
-
-    It is ordered by a unique column, or `by` another one first, which is known of the cursor's row.
-    """
-    rows = list(connection.execute(_cut(statement, cursor, page, by, newest_first)).mappings())
-    more = len(rows) > page.limit
-    rows = rows[: page.limit]
-    return (rows[::-1] if page.ending_before is not None else rows), more
-
-
-def _cut(
-    statement: Select[Any],
-    cursor: Column[Any],
-    page: Page,
-    by: Column[Any] | None = None,
-    newest_first: bool = True,
-) -> Select[Any]:
-    """The statement for the rows of a page and one more, in the page's direction."""
-    for at, after in ((page.starting_after, True), (page.ending_before, False)):
-        if at is not None:
-            older = newest_first == after
-            statement = statement.where(_beyond(cursor, at, by, older))
-    descending = newest_first == (page.ending_before is None)
-    order = [column for column in (by, cursor) if column is not None]
-    ordered = statement.order_by(*(column.desc() if descending else column.asc() for column in order))
-    return ordered.limit(page.limit + 1)
-
-
-def _beyond(cursor: Column[Any], at: str | int, by: Column[Any] | None, older: bool) -> ColumnElement[bool]:
-    if by is None:
-        return cursor < at if older else cursor > at
-    same = by.table.alias()
-    known = select(same.c[by.name]).where(same.c[cursor.name] == at).scalar_subquery()
-    # A row that is not there, or no more, would be where its id says.
-    moment = func.coalesce(known, literal(ids.minted_at(str(at)), by.type))
-    here, there = tuple_(by, cursor), tuple_(moment, at)
-    return here < there if older else here > there
 
 
 def settled(connection: Connection, rows: Sequence[RowMapping], now: datetime) -> list[LineFigures]:

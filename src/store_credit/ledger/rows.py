@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+_SOURCE_FACTS = frozenset(field.name for field in fields(Source))
+
+
 def read_line(row: Any) -> Line:
     flags = frozenset(filter(None, row[-1].split(",")))
     values: list[Any] = [*row[:3], LineStatus(row[3]), *row[4:-1], flags]
@@ -32,7 +35,8 @@ def read_hold(row: Any) -> Hold:
 
 
 def read_source(source_id: str, told: str, order_id: str | None, parked_at: datetime | None) -> Source:
-    facts = json.loads(told)
+    # A later version may know more of a source.
+    facts = {name: value for name, value in json.loads(told).items() if name in _SOURCE_FACTS}
     for kind in ("cancelled", "refunded"):
         facts[kind] = Returned(**facts[kind])
     facts["references"] = tuple(facts["references"])
@@ -85,7 +89,6 @@ def source_row(told: Source) -> Row:
     facts = asdict(told)
     del facts["id"], facts["order_id"], facts["parked_at"]
     for kind in ("uncaptured", "charge_of"):
-        # What is seldom known is left out: a process of an earlier version reads the row as well.
         if not facts[kind]:
             del facts[kind]
     row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}

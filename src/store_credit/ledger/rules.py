@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import assert_never
 
 from store_credit import money
-from store_credit.ledger import journal, keeping, orders
+from store_credit.ledger import journal, keeping, orders, returns
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import (
     Adjust,
@@ -55,7 +55,7 @@ def decide(book: Book, command: Command, now: datetime, policy: Policy) -> Chang
         case Deduct():
             return orders.deduct(book, command, now, policy)
         case Return():
-            return orders.give_back(book, command, now, policy)
+            return returns.give_back(book, command, now, policy)
         case Issue():
             return issue(book, command, now)
         case Adjust() | SetStatus() | SetExpiry() | SetFlag() | Describe() | ReleaseHolds():

@@ -1,21 +1,13 @@
-"""The ledger's prepared statements: written once, prepared once per connection, run by the thousand.
-
-They are text for the driver itself, because building an expression costs more than running it.
-`= ANY(:name)` takes a list. SQLite has neither arrays nor row locks: there a list of texts travels as
-JSON, one of bytes as so many parameters, and `FOR UPDATE` falls away, as the one writer's lock serves.
-"""
+"""What the ledger asks the database: each statement is written once, and run by the thousand."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Connection, null
+from sqlalchemy import Column, null
 
+from store_credit.ledger.asking import Query
 from store_credit.ledger.tables import (
     claim,
     credit_line,
@@ -25,131 +17,6 @@ from store_credit.ledger.tables import (
     offer,
     source,
 )
-from store_credit.metadata import Moment, sqlite_time
-
-Parameters = Mapping[str, Any]
-
-PADDED_MAX = 1_024
-"""Up to so many bytes parameters, their number is rounded up, so that SQLite has few texts to prepare."""
-
-_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
-
-
-class Query:
-    """One statement in both dialects, with the types of its result."""
-
-    def __init__(
-        self,
-        sql: str,
-        columns: Sequence[ColumnElement[Any]],
-        lists: Mapping[str, str] | None = None,
-        sqlite: str | None = None,
-    ) -> None:
-        """`lists` gives the PostgreSQL element type of each list; `sqlite` is for where SQL differs."""
-        self.lists = dict(lists or {})
-        self.sqlite = sqlite if sqlite is not None else sql.replace("FOR UPDATE", "")
-        for name, kind in self.lists.items():
-            sql = sql.replace(f":{name}", f"CAST(:{name} AS {kind}[])")
-            if kind == "text":
-                values = f"IN (SELECT value FROM json_each(:{name}))"
-                self.sqlite = self.sqlite.replace(f"= ANY(:{name})", values)
-        self.postgresql = sql
-        self._readers = [_reader(column) for column in columns]
-
-    def rows(self, connection: Connection, **parameters: Any) -> list[Any]:
-        if connection.dialect.name == "postgresql":
-            sql, names = _numbered(self.postgresql)
-            return list(connection.exec_driver_sql(sql, tuple(parameters[name] for name in names)))
-        found = connection.exec_driver_sql(*self._for_sqlite(parameters))
-        return [self.typed(row) for row in found]
-
-    def typed(self, row: Sequence[Any]) -> Sequence[Any]:
-        """A row of plain values, as SQLite and JSON know them, in the types of the columns."""
-        return [
-            reader(value) if reader is not None and value is not None else value
-            for reader, value in zip(self._readers, row, strict=True)
-        ]
-
-    def _for_sqlite(self, parameters: Parameters) -> tuple[str, tuple[Any, ...]]:
-        values = {name: self._plain(name, value) for name, value in parameters.items()}
-        sizes = tuple((name, len(value)) for name, value in values.items() if isinstance(value, list))
-        sql, names = _marked(self.sqlite, sizes)
-        given: list[Any] = []
-        for name in names:
-            given.extend(values[name] if isinstance(values[name], list) else [values[name]])
-        return sql, tuple(given)
-
-    def _plain(self, name: str, value: Any) -> Any:
-        if isinstance(value, datetime):
-            return sqlite_time(value)
-        if self.lists.get(name) == "text":
-            return json.dumps(value)
-        return _padded(value) if name in self.lists else value
-
-
-def ask(connection: Connection, questions: Mapping[Query, Parameters]) -> dict[Query, list[Any]]:
-    """The rows of several queries; of PostgreSQL in one round trip, as JSON, since their columns differ."""
-    if connection.dialect.name != "postgresql" or len(questions) < 2:
-        return {query: query.rows(connection, **asked) for query, asked in questions.items()}
-    queries = tuple(questions)
-    sql, names = _joined(queries)
-    values = tuple(questions[queries[number]][name] for number, name in names)
-    found: dict[Query, list[Any]] = {query: [] for query in queries}
-    for number, row in connection.exec_driver_sql(sql, values):
-        query = queries[number]
-        found[query].append(query.typed(list(row.values())))
-    return found
-
-
-def _reader(column: ColumnElement[Any]) -> Callable[[Any], Any] | None:
-    if isinstance(column.type, Moment):
-        return _moment
-    return bool if isinstance(column.type, Boolean) else None
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-@cache
-def _numbered(sql: str, first: int = 1) -> tuple[str, list[str]]:
-    """The statement with PostgreSQL's numbers for its parameters, and their names in that order."""
-    names = list(dict.fromkeys(_PARAMETER.findall(sql)))
-    return _PARAMETER.sub(lambda found: f"${names.index(found[1]) + first}", sql), names
-
-
-@cache
-def _joined(queries: tuple[Query, ...]) -> tuple[str, list[tuple[int, str]]]:
-    """One statement for several queries, and which parameter of which query each number stands for."""
-    parameters: list[tuple[int, str]] = []
-    parts = []
-    for number, query in enumerate(queries):
-        sql, names = _numbered(query.postgresql, len(parameters) + 1)
-        parts.append(f"SELECT {number}, to_json(found) FROM ({sql}) AS found")
-        parameters += [(number, name) for name in names]
-    return " UNION ALL ".join(parts), parameters
-
-
-@cache
-def _marked(sql: str, sizes: tuple[tuple[str, int], ...]) -> tuple[str, list[str]]:
-    """The statement with SQLite's marks, one for each value of a list of bytes, and the names in order."""
-    names = _PARAMETER.findall(sql)
-    for name, size in sizes:
-        marks = ", ".join("?" for _ in range(size))
-        sql = sql.replace(f"= ANY(:{name})", f"IN ({marks})")
-    return _PARAMETER.sub("?", sql), names
-
-
-def _padded(values: Sequence[bytes]) -> list[bytes]:
-    """The values, the last one repeated up to the next power of two.
-
-    Instead of none there is one that no key equals: for an empty list SQLite would read the whole table.
-    """
-    padded = list(values) or [b""]
-    if len(padded) < PADDED_MAX:
-        padded += padded[-1:] * ((1 << (len(padded) - 1).bit_length()) - len(padded))
-    return padded
 
 
 def _names(columns: Sequence[Column[Any]]) -> str:
@@ -234,6 +101,21 @@ LINES = Query(
     " WHERE upstream_key = ANY(:keys) OR id = ANY(:ids)",
 )
 
+NAMED_LINES = Query(
+    # The lines that are named in whatever way, each with that name, and whether it can be locked now.
+    "WITH named (name, line_id) AS ("
+    "SELECT upstream_id, id FROM credit_line WHERE upstream_key = ANY(:keys)"
+    " UNION ALL SELECT id, id FROM credit_line WHERE id = ANY(:ids)"
+    " UNION ALL SELECT source_id, line_id FROM deduction WHERE source_id = ANY(:sources)"
+    " UNION ALL SELECT upstream_id, line_id FROM offer WHERE upstream_id = ANY(:offers)"
+    "), free AS MATERIALIZED (SELECT id FROM credit_line WHERE id IN (SELECT line_id FROM named)"
+    " FOR UPDATE SKIP LOCKED)"
+    " SELECT name, line_id NOT IN (SELECT id FROM free) FROM named",
+    [null(), null()],
+    {"keys": "bytea", "ids": "text", "sources": "text", "offers": "text"},
+    sqlite="SELECT NULL, NULL WHERE false",
+)
+
 _HOLD = [
     hold.c.id,
     hold.c.line_id,
@@ -314,8 +196,8 @@ COMPLETED_SESSIONS = Query(
 )
 
 PLAN_ONCE = Query(
-    # What is left of the transaction only writes by primary keys: one plan serves for ever, also for the
-    # checks of foreign keys. To make plans anew each time would take a third of PostgreSQL's time.
+    # What is left of the transaction writes by primary keys: one plan serves for ever, also for the checks
+    # of foreign keys. To make plans anew each time would take a third of PostgreSQL's time.
     "SELECT set_config('plan_cache_mode', 'force_generic_plan', true)",
     [null()],
     sqlite="SELECT NULL",

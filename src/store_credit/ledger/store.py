@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, any_, func, literal_column, select
 
 from store_credit.bulk import Record, Row
+from store_credit.ledger.asking import Parameters, Query, ask
 from store_credit.ledger.book import Book
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.offers import PREFIX, Offer
@@ -42,15 +43,13 @@ from store_credit.ledger.statements import (
     HOLDS_BY_ID,
     LINES,
     LOCK_SOURCES,
+    NAMED_LINES,
     OFFERS,
     OVERDUE,
     PLAN_ONCE,
     RELEASED_HOLDS,
     SESSION_HOLDS,
     START_BATCH,
-    Parameters,
-    Query,
-    ask,
 )
 from store_credit.ledger.tables import (
     claim,
@@ -66,6 +65,9 @@ from store_credit.metadata import upstream_key
 
 DUE_HOLDS_MAX = 500
 """Holds past their time that one transaction ends: after a long pause, a line may have any number."""
+
+HOLDS_PER_LINE = 20
+"""Holds that the sweeper looks at for each line that it wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +176,22 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
         # More than the batch can end, those past their time aside, which no rule uses: a rule must see
         # that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
-        questions[RELEASED_HOLDS] = {"keys": keys, "now": latest, "most": needs.commands + 2}
+        questions[RELEASED_HOLDS] = {"keys": keys, "now": now, "most": needs.commands + 2}
     if offers := _offers(needs):
         questions[OFFERS] = {"ids": offers}
     return questions
+
+
+def locked_names(connection: Connection, needs: Needs) -> set[str]:
+    """Of what the batch names, the names of lines that somebody else has locked now."""
+    rows = NAMED_LINES.rows(
+        connection,
+        keys=[upstream_key(upstream_id) for upstream_id in needs.upstream_ids],
+        ids=list(needs.line_ids),
+        sources=list(needs.source_ids),
+        offers=_offers(needs),
+    )
+    return {name for name, is_locked in rows if is_locked}
 
 
 def claims(connection: Connection, keys: Sequence[str]) -> dict[str, Claimed]:
@@ -226,19 +240,21 @@ def claimed(made: Iterable[Claimed], now: datetime) -> Iterator[Record]:
 def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[str], bool]:
     """Some of the lines on which a hold or the line itself is past its time, and whether there may be more.
 
-    Of holds it looks at so many: a line may have more that are past their time than lines are wanted.
+    Of holds it looks at twenty times as many: those of a line that can not be settled shall not hide all
+    others.
     """
     holds = (
         select(hold.c.line_id)
         .where(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)
         .order_by(hold.c.expires_at)
-        .limit(limit)
+        .limit(HOLDS_PER_LINE * limit)
     )
     lines = select(credit_line.c.id).where(credit_line.c.due_at <= now)
     lines = lines.order_by(credit_line.c.due_at).limit(limit)
     of_holds, of_lines = list(connection.scalars(holds)), list(connection.scalars(lines))
     found = list(dict.fromkeys([*of_holds, *of_lines]))
-    return found[:limit], limit in (len(of_holds), len(of_lines)) or len(found) > limit
+    more = len(of_holds) == HOLDS_PER_LINE * limit or len(of_lines) == limit or len(found) > limit
+    return found[:limit], more
 
 
 def prune_batches(connection: Connection, before: datetime, limit: int) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from store_credit.bulk import Record
 from store_credit.ledger.commands import Command
+from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.state import Outcome
+
+LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +68,40 @@ def answer(future: asyncio.Future[Result], result: Result | Exception) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
+
+
+class Deadlines:
+    """Sees to it that every caller is answered in time. One timer serves all: the oldest is due first."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Pending] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def keep(self, pending: Pending) -> Result:
+        """The result of the work. Raises what it failed with, and Unavailable when its deadline passes.
+
+        Deadlines must come in the order of the calls.
+        """
+        self._kept.append(pending)
+        if self._alarm is None:
+            self._set_alarm()
+        try:
+            return await pending.future
+        finally:
+            while self._kept and self._kept[0].future.done():
+                self._kept.popleft()
+
+    def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _set_alarm(self) -> None:
+        seconds = self._kept[0].deadline - time.monotonic()
+        self._alarm = asyncio.get_running_loop().call_later(seconds, self._answer_late)
+
+    def _answer_late(self) -> None:
+        while self._kept and not waiting([self._kept[0]]):
+            answer(self._kept.popleft().future, Unavailable(LATE))
+        self._alarm = None
+        if self._kept:
+            self._set_alarm()

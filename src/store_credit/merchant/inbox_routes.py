@@ -10,7 +10,7 @@ from sqlalchemy import Connection, RowMapping
 from store_credit.body import parse
 from store_credit.errors import BadRequest, Conflict, NotFound, Problem
 from store_credit.ledger.commands import Cause
-from store_credit.ledger.queries import Page
+from store_credit.ledger.pages import Page
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.merchant import rendering, schemas
 from store_credit.merchant.paging import stored_id

@@ -7,7 +7,8 @@ from sqlalchemy import Connection
 from store_credit import ids
 from store_credit.errors import BadRequest, NotFound
 from store_credit.ledger import queries
-from store_credit.ledger.queries import LineFigures, Page
+from store_credit.ledger.pages import Page
+from store_credit.ledger.queries import LineFigures
 from store_credit.merchant.schemas import PageQuery
 from store_credit.metadata import ID_LENGTH_MAX
 from store_credit.service import Service

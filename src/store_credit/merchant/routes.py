@@ -13,7 +13,8 @@ from store_credit.callouts.queries import DecisionFilter, decisions
 from store_credit.errors import BadRequest, NotFound
 from store_credit.ledger import queries, reports
 from store_credit.ledger.commands import Cause, Issue
-from store_credit.ledger.queries import LineFigures, LineFilter, Page
+from store_credit.ledger.pages import Page
+from store_credit.ledger.queries import LineFigures, LineFilter
 from store_credit.ledger.state import Outcome
 from store_credit.merchant import rendering, schemas
 from store_credit.merchant.idempotency import IdempotencyKey, execute_once

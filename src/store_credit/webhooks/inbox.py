@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from store_credit import ids
 from store_credit.bulk import Row
@@ -27,6 +27,7 @@ TRIES_MAX = 8
 FIRST_PAUSE = timedelta(minutes=1)
 PAUSE_GROWTH = 4
 PAUSE_MAX = timedelta(hours=12)
+TOLD_AT_ONCE_MAX = 20
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ async def _resolve_siblings(ledger: Ledger, order_id: str | None, receipt_id: st
     """Apply the order's other unmatched events, as their sources may be in the books by now."""
     if order_id is None:
         return
-    for other in await ledger.database.read(queries.unmatched_of, order_id):
+    for other in await _read_if_possible(ledger, queries.unmatched_of, order_id):
         if other["id"] == receipt_id or other["body"] is None:
             continue
         try:
@@ -140,10 +141,24 @@ async def _resolve_siblings(ledger: Ledger, order_id: str | None, receipt_id: st
             _log.exception("event %s could not be applied", other["event_id"])
 
 
+async def _read_if_possible(
+    ledger: Ledger, query: Callable[[Connection, Any], Sequence[RowMapping]], wanted: Any
+) -> Sequence[RowMapping]:
+    """What is read when all that was asked for is done: a failure to read it must not spoil the answer."""
+    try:
+        return await ledger.database.read(query, wanted)
+    except Exception:
+        _log.exception("what waits for an order could not be read")
+        return ()
+
+
 async def _tell_of_unparked(ledger: Ledger, outcomes: Sequence[Outcome]) -> None:
-    """Apply the events again whose returns were booked with these deductions: so their effects say so."""
-    receipts = [receipt_id for outcome in outcomes for receipt_id in outcome.unparked]
-    for row in await ledger.database.read(queries.receipts, receipts) if receipts else ():
+    """Apply the events again whose returns were booked with these deductions: so their effects say so.
+
+    Some of them: somebody waits for an answer, and all are due to be tried again anyway.
+    """
+    receipts = [receipt_id for outcome in outcomes for receipt_id in outcome.unparked][:TOLD_AT_ONCE_MAX]
+    for row in await _read_if_possible(ledger, queries.receipts, receipts) if receipts else ():
         try:
             await try_again(ledger, row)
         except Exception:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, or_, select
 
 from store_credit import ids
-from store_credit.ledger.queries import Page, paged
+from store_credit.ledger.pages import Page, paged
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.webhooks.effects import EventState
 from store_credit.webhooks.tables import webhook_event
@@ -28,10 +28,7 @@ a note, and it is shown as dismissed."""
 _state = case((DISMISSED_CONFLICT, EventState.DISMISSED.value), else_=_columns.state)
 _shown = select(*(column for column in _columns if column is not _columns.state), _state.label("state"))
 
-_WAITING = and_(
-    _columns.state.in_((EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)),
-    ~DISMISSED_CONFLICT,
-)
+_WAITING_STATES = (EventState.UNMATCHED.value, EventState.FAILED.value, EventState.CONFLICT.value)
 """What an operator must look at."""
 
 
@@ -124,7 +121,8 @@ def waiting(connection: Connection) -> tuple[int, datetime | None]:
 
     Asked together: for the least time alone, PostgreSQL might walk through all events in order of time.
     """
-    found = select(func.count(), func.min(_columns.received_at)).where(_WAITING)
+    found = select(func.count(), func.min(_columns.received_at))
+    found = found.where(_columns.state.in_(_WAITING_STATES), ~DISMISSED_CONFLICT)
     count, since = connection.execute(found).one()
     return count, since
 
@@ -138,11 +136,7 @@ def last_received_at(connection: Connection) -> datetime | None:
 
 def to_dismiss(rows: Sequence[RowMapping]) -> RowMapping:
     """Of what `event` found, the row that waits for an operator, or else the event itself."""
-    waiting = (EventState.UNMATCHED, EventState.FAILED)
-    for row in rows:
-        if row["state"] in waiting or (row["state"] == EventState.CONFLICT and row["note"] is None):
-            return row
-    return rows[0]
+    return next((row for row in rows if row["state"] in _WAITING_STATES), rows[0])
 
 
 def _own_id(connection: Connection, parameter: str, cursor: str | int | None) -> str | int | None:
