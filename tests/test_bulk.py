@@ -44,6 +44,20 @@ async def test_of_two_changes_of_one_row_the_last_counts(database: Database) -> 
     assert found == [("a", "last", None, None), ("b", "new", None, None)]
 
 
+async def test_a_row_is_changed_after_it_was_inserted_though_others_were_changed_before(
+    database: Database,
+) -> None:
+    known = (source, {"id": "a"}, "refuse")
+    await written(database, known)
+    parked = (source, {"id": "a", "order_id": "order-a"}, "update")
+
+    found = await written(
+        database, told("a"), (source, {"id": "b"}, "skip"), told("b"), parked, told("a", "at last")
+    )
+
+    assert found == [("a", "at last", "order-a", None), ("b", "new", None, None)]
+
+
 async def test_values_come_back_as_they_were(database: Database) -> None:
     """What JSON would escape, times to the microsecond, large numbers, and nothing at all."""
     strange = "\x01\x1f\"\\/\u2028\U0001f600 ' :name $1 {} null"

@@ -662,7 +662,7 @@ def test_audit_names_a_line_whose_balance_was_changed(database_url: str) -> None
     assert result.exit_code == 1
     found, count = result.stdout.splitlines()
     assert found.startswith("cl_1: The line's balance is 767,")
-    assert count == "1 findings."
+    assert count == "1 finding."
 
 
 def test_audit_names_an_entry_that_was_changed(database_url: str) -> None:

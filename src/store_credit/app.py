@@ -216,8 +216,12 @@ def _check_credentials(service: Service) -> None:
             "No credentials for the callout: set STORE_CREDIT_CALLOUT_USERNAME and"
             " STORE_CREDIT_CALLOUT_PASSWORD, or run `store-credit credentials add NAME --role callout`."
         )
-    if service.settings.unsigned_webhooks == "accept" and not service.settings.webhook_secrets:
+    if service.settings.webhook_secrets:
+        return
+    if service.settings.unsigned_webhooks == "accept":
         log.warning("unsigned_webhooks_accepted", note="for local use only")
+    else:
+        log.warning("no_webhook_secret", note="every event is refused: set STORE_CREDIT_WEBHOOK_SECRETS")
 
 
 async def _keep_credentials(

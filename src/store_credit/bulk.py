@@ -30,26 +30,34 @@ _Group = tuple[_Shape, list[Row]]
 def write(connection: Connection, records: Iterable[Record]) -> None:
     """Write the records: those of one table and kind together, in the order in which these first appear.
 
-    Of several that change the same columns of one row, the last counts; of those that change others, the
-    columns that were first named for the table are written first.
+    Those of one row keep their order; of several that change the same columns of it, the last counts.
     """
     groups = _grouped(records)
     if connection.dialect.name == "postgresql":
-        for together in _statements(groups.items()):
+        for together in _statements(groups):
             values = tuple(value for _, rows in together for value in (_encode(rows), len(rows)))
             connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), values)
     else:
-        for shape, rows in groups.items():
+        for shape, rows in groups:
             connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
 
 
-def _grouped(records: Iterable[Record]) -> dict[_Shape, list[Row]]:
-    groups: dict[_Shape, dict[object, Row]] = {}
+def _grouped(records: Iterable[Record]) -> list[_Group]:
+    groups: list[tuple[_Shape, dict[object, Row]]] = []
+    newest: dict[_Shape, int] = {}
+    # The group in which each row was last written: what follows must not come before it.
+    written: dict[tuple[Table, object], int] = {}
     for table, row, conflict in records:
-        group = groups.setdefault((table, conflict, tuple(row)), {})
-        changes = conflict in ("update", "replace")
-        group[row[_key(table)] if changes else len(group)] = row
-    return {shape: list(group.values()) for shape, group in groups.items()}
+        shape = (table, conflict, tuple(row))
+        key = row[_key(table)] if len(table.primary_key.columns) == 1 else None
+        place = newest.get(shape, -1)
+        if place < written.get((table, key), 0):
+            place = newest[shape] = len(groups)
+            groups.append((shape, {}))
+        written[table, key] = place
+        rows = groups[place][1]
+        rows[key if conflict in ("update", "replace") else len(rows)] = row
+    return [(shape, list(rows.values())) for shape, rows in groups]
 
 
 def _statements(groups: Iterable[_Group]) -> list[list[_Group]]:

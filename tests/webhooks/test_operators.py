@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from store_credit.credentials import Role
-from store_credit.ledger import returns
+from store_credit.ledger import orders, returns
 from store_credit.ledger.audit import audit
 from store_credit.webhooks import inbox, upkeep
 from store_credit.webhooks.tables import webhook_event
@@ -368,13 +368,13 @@ async def test_what_a_fault_keeps_from_being_applied_stays_as_it_was(
     line = await shop.issue(100)
     await shop.deliver(nameless())
     with monkeypatch.context() as patch:
-        patch.setattr(returns, "deduct", broken)
+        patch.setattr(orders, "deduct", broken)
         problem_of(await ask(shop, "apply", creditLineId=line["id"]), 409, "conflict")
         shown = await shop.get("/webhook-events/event-1")
         assert (shown["state"], shown["note"]) == ("unmatched", "ZeroDivisionError while it was applied")
     assert await apply(shop, line) == "applied"
     with monkeypatch.context() as patch:
-        patch.setattr(returns, "deduct", broken)
+        patch.setattr(orders, "deduct", broken)
         problem_of(await ask(shop, "apply"), 409, "conflict")
     shown = await shop.get("/webhook-events/event-1")
     assert (shown["state"], shown["note"]) == ("applied", None)

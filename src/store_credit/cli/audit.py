@@ -35,7 +35,7 @@ def audit_books(*, with_digest: bool, as_of: datetime | None, metrics: Path | No
             _write_metrics(metrics, count)
         return count
 
-    return run(work) == 0
+    return run(work, make=False) == 0
 
 
 def _write_metrics(path: Path, findings: int) -> None:
@@ -63,7 +63,7 @@ def _audit(
     for finding in audit(connection, on_line=on_line):
         count += 1
         _print_finding(finding)
-    typer.echo("The books are right." if count == 0 else f"{count} findings.")
+    typer.echo("The books are right." if count == 0 else f"{count} finding{'s' if count > 1 else ''}.")
     if with_digest:
         _print_digest(digest(connection, as_of), as_of)
     return count

@@ -58,22 +58,26 @@ def list_events(
 def show_event(event_id: EventId, as_json: AsJson = False) -> None:
     """Show an event: what it asks for, what became of it, and which lines it may mean."""
 
-    async def work(session: Session) -> tuple[RowMapping, list[LineFigures]]:
-        row = await _row(session, event_id)
+    async def work(session: Session) -> tuple[RowMapping, list[RowMapping], list[LineFigures]]:
+        row, *others = await _rows(session, event_id)
         now = await session.ledger.now()
 
         def suggested(connection: Connection) -> list[LineFigures]:
             return candidates.candidates(connection, row, candidates.email_of(row), now)
 
         waiting = row["state"] == EventState.UNMATCHED
-        return row, await session.database.read(suggested) if waiting else []
+        return row, others, await session.database.read(suggested) if waiting else []
 
-    row, lines = run(work)
+    row, others, lines = run(work)
     if as_json:
         shown = {"candidates": [rendering.line(line) for line in lines], "body": row["body"]}
         typer.echo(json.dumps({**rendering.event(row), **shown}))
         return
     _print_event(row, lines)
+    for other in others:
+        typer.echo(
+            f"Another event came under this id ({other['state']}): store-credit events show {other['id']}"
+        )
 
 
 @app.command("apply")

@@ -204,7 +204,7 @@ def list_credentials() -> None:
             *(lines.when(moment) for moment in (found.created_at, found.disabled_at)),
             *(lines.when(moment) for moment in (found.expires_at, found.last_used_at)),
         )
-    console().print(table)
+    console(wide=True).print(table)
 
 
 @credentials_app.command("disable")

@@ -154,7 +154,7 @@ def _tell(
         writer.writerow([column.name for column in columns])
         writer.writerows([_text(column, row, "") for column in columns] for row in rows)
     else:
-        console().print(_table(columns, rows))
+        console(wide=True).print(_table(columns, rows))
 
 
 def _numbers(columns: Sequence[Column], row: Any) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from alembic.util import CommandError
 from rich.console import Console
 from rich.text import Text
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
@@ -39,11 +41,16 @@ class Session:
     ledger: Ledger
 
 
-def run(work: Callable[[Session], Coroutine[Any, Any, T]], *, check_schema: bool = True) -> T:
-    """Run a command's work; what goes wrong ends the process with one clear sentence."""
+def run(
+    work: Callable[[Session], Coroutine[Any, Any, T]], *, check_schema: bool = True, make: bool = True
+) -> T:
+    """Run a command's work; what goes wrong ends the process with one clear sentence.
+
+    Without `make`, a SQLite database must be there already.
+    """
 
     async def within() -> T:
-        async with opened(check_schema=check_schema) as session:
+        async with opened(check_schema=check_schema, make=make) as session:
             return await work(session)
 
     with told_in_one_sentence():
@@ -73,10 +80,13 @@ def told_in_one_sentence() -> Any:
 async def opened(
     *,
     check_schema: bool = True,
+    make: bool = True,
     command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS,
 ) -> AsyncIterator[Session]:
     """The database of the settings. A SQLite database is brought to the newest schema first."""
     chosen = settings.load()
+    if not make:
+        _check_is_there(chosen)
     database = connected(chosen, command_timeout_seconds)
     policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     try:
@@ -89,6 +99,13 @@ async def opened(
         await ledger.close()
     finally:
         await database.close()
+
+
+def _check_is_there(chosen: Settings) -> None:
+    """An empty database, made by mistake just now, would tell nothing of the real one."""
+    url = make_url(chosen.database_url)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
+        raise InvalidSettings(f"There is no database at {url.database!r}; see STORE_CREDIT_DATABASE_URL.")
 
 
 def connected(chosen: Settings, command_timeout_seconds: float | None) -> Database:
@@ -107,8 +124,11 @@ def actor() -> str:
         return "cli"
 
 
-def console() -> Console:
+def console(*, wide: bool = False) -> Console:
+    """For standard output. A `wide` one rather lets a narrow terminal wrap lines than cut off figures."""
     width = None if sys.stdout.isatty() else PIPED_WIDTH
+    if wide:
+        width = max(Console().width, PIPED_WIDTH)
     return Console(width=width, emoji=False, highlight=False)
 
 

@@ -197,6 +197,7 @@ def _promised(connection: Connection, scope: _Scope) -> dict[str, int]:
 def _bad_deductions(connection: Connection, scope: _Scope) -> dict[str, list[Finding]]:
     """Findings by line: deductions without their entries, and entries without their deduction."""
     findings: defaultdict[str, list[Finding]] = defaultdict(list)
+    _join_by_hashes(connection)
     for row in connection.execute(_wrongly_booked(scope)):
         problem = (
             f"Deduction {row.id} of {row.amount}, {row.returned} returned, has {row.times} deducted"
@@ -208,6 +209,12 @@ def _bad_deductions(connection: Connection, scope: _Scope) -> dict[str, list[Fin
     return findings
 
 
+def _join_by_hashes(connection: Connection) -> None:
+    """Without statistics, as after a restore, PostgreSQL would read a whole line for each deduction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.set_config("enable_nestloop", "off", True)))
+
+
 def _sum_of(kind: EntryKind, value: ColumnElement[int]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((ledger_entry.c.kind == kind.value, value), else_=0)), 0)
 
@@ -217,7 +224,9 @@ def _wrongly_booked(scope: _Scope) -> Select[Any]:
     deducted = -_sum_of(EntryKind.DEDUCTED, ledger_entry.c.amount)
     came_back = _sum_of(EntryKind.RETURNED, ledger_entry.c.amount)
     same = and_(
-        ledger_entry.c.line_id == deduction.c.line_id, ledger_entry.c.deduction_id == deduction.c.id
+        ledger_entry.c.line_id == deduction.c.line_id,
+        ledger_entry.c.deduction_id == deduction.c.id,
+        scope.has(ledger_entry.c.line_id),
     )
     return (
         select(
@@ -240,7 +249,9 @@ def _wrongly_booked(scope: _Scope) -> Select[Any]:
 
 def _without_deduction(scope: _Scope) -> Select[Any]:
     its_own = and_(
-        deduction.c.id == ledger_entry.c.deduction_id, deduction.c.line_id == ledger_entry.c.line_id
+        deduction.c.id == ledger_entry.c.deduction_id,
+        deduction.c.line_id == ledger_entry.c.line_id,
+        scope.has(deduction.c.line_id),
     )
     kinds = (EntryKind.DEDUCTED.value, EntryKind.RETURNED.value)
     return (

@@ -37,6 +37,8 @@ from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, W
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 BATCH_MAX = 256
+COMMANDS_MAX = 512
+"""After so many a batch takes no more works: an event may have hundreds of them."""
 QUEUE_MAX = 4_096
 WAIT_SECONDS_MAX = 0.3
 """When a work would wait longer, by the pace of late, the ledger is crowded."""
@@ -146,10 +148,8 @@ class Ledger:
     async def _serve_queue(self) -> None:
         try:
             while batch := self._take():
-                started = time.monotonic()
                 await self._serve(batch)
                 await self._let_others_join(len(batch))
-                self._learn_pace(len(batch), time.monotonic() - started)
         finally:
             self._drain = None
 
@@ -175,8 +175,10 @@ class Ledger:
     def _take(self) -> list[Pending]:
         """The next batch, without those whose callers are gone or past their deadline."""
         batch: list[Pending] = []
-        while self._queue and len(batch) < BATCH_MAX:
+        commands = 0
+        while self._queue and len(batch) < BATCH_MAX and commands < COMMANDS_MAX:
             batch.extend(waiting([self._queue.popleft()]))
+            commands += len(batch[-1].work.commands) if batch else 0
         return batch
 
     async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
@@ -244,7 +246,9 @@ class Ledger:
                 # An earlier try of this batch was committed after all: its outcomes are the answer.
                 assert unknown
                 return unknown
-            self._observe(len(batch), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._learn_pace(len(batch), seconds)
+            self._observe(len(batch), seconds)
             return list(zip(batch, results, strict=True))
         return []
 

@@ -253,7 +253,7 @@ def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[s
     lines = lines.order_by(credit_line.c.due_at).limit(limit)
     of_holds, of_lines = list(connection.scalars(holds)), list(connection.scalars(lines))
     found = list(dict.fromkeys([*of_holds, *of_lines]))
-    more = len(of_holds) == HOLDS_PER_LINE * limit or len(of_lines) == limit or len(found) > limit
+    more = len(of_holds) >= limit or len(of_lines) == limit or len(found) > limit
     return found[:limit], more
 
 

@@ -18,7 +18,7 @@ from store_credit.body import parse
 from store_credit.credentials import Role
 from store_credit.errors import BadRequest
 from store_credit.ledger import queries
-from store_credit.ledger.commands import Cause, ReleaseHolds
+from store_credit.ledger.commands import Cause, ReleaseHolds, Settle
 from store_credit.ledger.ledger import Record
 from store_credit.ledger.offers import PREFIX
 from store_credit.ledger.queries import LineFigures
@@ -91,7 +91,11 @@ async def make_offers(
     offers = [(line, amount, ids.mint(PREFIX.rstrip("_"))) for line, amount in _spread(lines, wanted)]
     shown = {"storeCredits": [_element(*made) for made in offers]}
     record = partial(_rows, offers, asked, service.settings.hold_ttl)
-    return await execute_once(service.ledger, [], answer=lambda _outcomes: shown, record=record, **once)
+    # To settle a line is to lock it, in the order in which all lines are locked.
+    settled = [Settle(line.row["id"]) for line, _, _ in offers]
+    return await execute_once(
+        service.ledger, settled, answer=lambda _outcomes: shown, record=record, **once
+    )
 
 
 def _minor(asked: storefront_schemas.OfferRequest) -> int | None:
