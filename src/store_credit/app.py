@@ -89,7 +89,9 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.include_router(export_routes.router)
     app.include_router(storefront_routes.router)
     app.include_router(health.router)
-    app.add_middleware(Crowd, ledger=service.ledger, metrics=service.metrics)
+    app.add_middleware(
+        Crowd, ledger=service.ledger, metrics=service.metrics, connections=chosen.connections
+    )
     app.add_middleware(Telemetry, metrics=service.metrics)
     install_error_handlers(app)
     install_openapi(app)

@@ -14,8 +14,8 @@ from store_credit.telemetry import Metrics
 REFUSAL_SECONDS = 2.0
 """Who is refused at once asks at once again, and refusing would be all that is done."""
 
-SLOWED_MAX = 200
-"""Refusals that wait at a time: each keeps a connection, and there must be some left for others."""
+CONNECTIONS_LEFT = 100
+"""Refusals that wait keep their connections; so many are left for others, such as probes."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -23,17 +23,19 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 class Crowd:
     """ASGI middleware: answers 503 to whatever would change something while the ledger is crowded."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger, metrics: Metrics, connections: int) -> None:
+        """`connections` is how many the process keeps open."""
         self._app = app
         self._ledger = ledger
         self._metrics = metrics
         self._slowed = 0
+        self._slowed_max = max(connections - CONNECTIONS_LEFT, connections // 2)
         self._refusal = error_response(ServiceUnavailable.retry_after(1, "The service has too much to do."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _READING and self._ledger.is_crowded:
             self._metrics.refused.inc()
-            if self._slowed < SLOWED_MAX:
+            if self._slowed < self._slowed_max:
                 self._slowed += 1
                 try:
                     await asyncio.sleep(REFUSAL_SECONDS)

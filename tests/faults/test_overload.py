@@ -92,8 +92,9 @@ async def test_ten_times_too_much(database_url: str, tmp_path: Path, many_files:
         Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2)
         peak = Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS)
         connections = min(FILES // 2, int(peak.rate * CONNECTED_SECONDS))
-        first, flooded = (Measured(server, 10 * peak.rate, connections, OVERLOAD_SECONDS) for _ in range(2))
-        for measured in (peak, first, flooded):
+        floods = [Measured(server, 10 * peak.rate, connections, OVERLOAD_SECONDS) for _ in range(3)]
+        _, second, flooded = floods
+        for measured in (peak, *floods):
             print(measured)  # noqa: T201
             assert set(measured.statuses) <= {"200", "503"}
             assert measured.told["broken"] == measured.told["unanswered"] == 0
@@ -105,9 +106,10 @@ async def test_ten_times_too_much(database_url: str, tmp_path: Path, many_files:
         assert flooded.per_cpu_second > PEAK_SHARE_MIN * peak.per_cpu_second
         if LONG:
             assert flooded.rate > PEAK_SHARE_MIN * peak.rate
-        assert flooded.memory < first.memory * 1.1
+        # The first flood makes the room that the others need.
+        assert flooded.memory < second.memory * 1.1
         async with calling(server) as service:
             books = [await service.books(line["id"]) for line in await service.listed("/credit-lines")]
         holds = sum(len(found.holds) for found in books)
-        assert holds >= sum(measured.statuses["200"] for measured in (peak, first, flooded))
+        assert holds >= sum(measured.statuses["200"] for measured in (peak, *floods))
     check_books(database_url)
