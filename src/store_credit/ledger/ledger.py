@@ -40,7 +40,7 @@ BATCH_MAX = 256
 COMMANDS_MAX = 512
 """After so many a batch takes no more works: an event may have hundreds of them."""
 QUEUE_MAX = 4_096
-WAIT_SECONDS_MAX = 0.3
+WAIT_SECONDS_MAX = 0.2
 """When a work would wait longer, by the pace of late, the ledger is crowded."""
 PACE_WORKS_MIN = 16
 """Smaller batches tell how fast the ledger is at least, and not how slow."""
