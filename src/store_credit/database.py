@@ -25,7 +25,7 @@ T = TypeVar("T")
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
 CACHE_KIB = 8 * 1024
-"""Of each SQLite connection: room for the inner pages of the indexes of some millions of rows."""
+"""Of the one that writes to SQLite: room for the inner pages of the indexes of some millions of rows."""
 CHECKPOINT_PAGES = 8_000
 """After which SQLite copies its write-ahead log into the file. Over many lines, few changes share a page:
 at the default of 1,000 it would do so after every few dozen requests."""
@@ -268,10 +268,11 @@ def _sqlite_engine(url: Any, *, begin: str, connections: int, read_only: bool) -
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
+        else:
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
