@@ -34,8 +34,10 @@ class PlayFailed(Exception):
 
 def play(*, once: bool, port: int) -> int:
     """Serve, play, and keep serving unless `once`. Returns the exit status."""
-    # To be told to stop is as good as Ctrl-C: the server is stopped and its files are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # To be told to stop is as good as Ctrl-C, also in the background, where a shell has that ignored: the
+    # server is stopped and its files are removed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="store-credit-demo-") as folder:
         port = _free_port(port)
         environment = _environment(Path(folder))
