@@ -631,6 +631,38 @@ async def test_a_source_is_looked_up_only_when_others_are_done_with_it(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("telling", [True, False])
+async def test_of_a_batch_only_what_is_on_a_locked_line_is_refused(
+    ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch, telling: bool
+) -> None:
+    """Also when the database fails just as it is asked which lines are locked."""
+    await reasons(ledger, *(issue(upstream_id=name, line_id=f"cl_{name}") for name in "ab"))
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    def lock(connection: Connection) -> None:
+        connection.execute(text("SELECT id FROM credit_line WHERE id = 'cl_a' FOR UPDATE"))
+        locked.set()
+        await_only(go_on.wait())
+
+    def fail(*_: object) -> set[str]:
+        raise ConnectionResetError
+
+    if not telling:
+        monkeypatch.setattr(ledger_module.store, "locked_names", fail)
+    stranger = asyncio.ensure_future(database.write(lock))
+    await locked.wait()
+    asked = [ledger.execute(authorize("1", f"session-{name}", upstream_id=name)) for name in "ab"]
+    async with asyncio.timeout(10):  # The ledger's own deadline is later.
+        refused, approved = await asyncio.gather(*asked, return_exceptions=True)
+    go_on.set()
+    await stranger
+
+    assert isinstance(refused, Unavailable)
+    assert not isinstance(approved, BaseException)
+    assert approved.outcomes[0].accepted
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_lines_are_locked_in_the_order_of_their_ids(ledger: Ledger, database: Database) -> None:
     """While a batch waits for line 5, it has locked all before it and none after it."""
     await reasons(ledger, *(issue(upstream_id=f"{n}", line_id=f"cl_{n}") for n in range(10)))

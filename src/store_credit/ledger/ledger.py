@@ -177,8 +177,9 @@ class Ledger:
         batch: list[Pending] = []
         commands = 0
         while self._queue and len(batch) < BATCH_MAX and commands < COMMANDS_MAX:
-            batch.extend(waiting([self._queue.popleft()]))
-            commands += len(batch[-1].work.commands) if batch else 0
+            for pending in waiting([self._queue.popleft()]):
+                batch.append(pending)
+                commands += len(pending.work.commands)
         return batch
 
     async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
@@ -207,14 +208,22 @@ class Ledger:
     async def _without_locked(self, batch: list[Pending]) -> list[Pending] | None:
         """Refuse the works on lines that somebody else has locked for long; the others go on.
 
-        None when no such line is found: it was let go meanwhile, or something else is locked.
+        None when no such line is found: it was let go meanwhile, something else is locked, or the
+        database does not tell.
         """
         needs = Needs.of(command for pending in batch for command in pending.work.commands)
-        self._locked.remember(await self.database.write(store.locked_names, needs))
-        stuck = [pending for pending in batch if self._locked.holds_up(pending.work.commands)]
-        for pending in stuck:
-            answer(pending.future, Unavailable(LOCKED))
-        return [pending for pending in batch if pending not in stuck] if stuck else None
+        try:
+            self._locked.remember(await self.database.write(store.locked_names, needs))
+        except Exception as error:
+            _log.warning("which lines are locked can not be told: %r", error)
+            return None
+        others: list[Pending] = []
+        for pending in batch:
+            if self._locked.holds_up(pending.work.commands):
+                answer(pending.future, Unavailable(LOCKED))
+            else:
+                others.append(pending)
+        return others if len(others) < len(batch) else None
 
     async def _commit(self, batch: list[Pending]) -> list[_Answer]:
         """Run one transaction, again if need be, and never twice: see `store.start_batch`.
