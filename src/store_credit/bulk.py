@@ -8,7 +8,7 @@ where there is no trip, the driver repeats a statement for each table's rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -27,19 +27,28 @@ _Shape = tuple[Table, Conflict, tuple[str, ...]]
 _Group = tuple[_Shape, list[Row]]
 
 
-def write(connection: Connection, records: Iterable[Record]) -> None:
+def write(
+    connection: Connection, records: Iterable[Record], meanwhile: Callable[[], object] | None = None
+) -> None:
     """Write the records: those of one table and kind together, in the order in which these first appear.
 
     Those of one row keep their order; of several that change the same columns of it, the last counts.
+
+    `meanwhile` is called when the longest wait of the transaction begins: with the statement on
+    PostgreSQL. On SQLite, whose driver takes the interpreter's lock for each row, it is the COMMIT.
     """
     groups = _grouped(records)
     if connection.dialect.name == "postgresql":
+        if meanwhile is not None:
+            meanwhile()
         for together in _statements(groups):
             values = tuple(value for _, rows in together for value in (_encode(rows), len(rows)))
             connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), values)
     else:
         for shape, rows in groups:
             connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
+        if meanwhile is not None:
+            meanwhile()
 
 
 def _grouped(records: Iterable[Record]) -> list[_Group]:

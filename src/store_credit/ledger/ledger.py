@@ -8,11 +8,9 @@ COMMIT, and only then, each caller gets its result.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,21 +30,19 @@ from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Change, Outcome
 from store_credit.ledger.store import Claimed
+from store_credit.ledger.turns import Answer, Turns
 from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, Work, answer, waiting
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
-BATCH_MAX = 256
-COMMANDS_MAX = 512
-"""After so many a batch takes no more works: an event may have hundreds of them."""
 QUEUE_MAX = 4_096
 WAIT_SECONDS_MAX = 0.2
 """When a work would wait longer, by the pace of late, the ledger is crowded."""
 PACE_WORKS_MIN = 16
 """Smaller batches tell how fast the ledger is at least, and not how slow."""
+SQLITE_GROUP_MAX = 24
+"""There only COMMIT leaves the interpreter to the requests of others: it is over after about so many."""
 TRIES_MAX = 8
-JOIN_SECONDS_MAX = 0.003
-"""How long a transaction waits for works to join it, after one that carried several."""
 PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Pauses between the tries of a batch whose transaction failed for a passing reason, at the most.
 
@@ -54,7 +50,6 @@ Their length is left to chance, so that two processes in each other's way do not
 """
 
 Clock = Callable[[], datetime]
-_Answer = tuple[Pending, Result | Exception]
 
 _log = logging.getLogger(__name__)
 
@@ -93,18 +88,16 @@ class Ledger:
         self._clock = clock or _system_time
         self._deadline_seconds = deadline_seconds
         self._on_commit = on_commit
-        self._queue: deque[Pending] = deque()
+        self._turns = Turns(SQLITE_GROUP_MAX) if database.dialect == "sqlite" else Turns()
         self._drain: asyncio.Task[None] | None = None
         self._deadlines = Deadlines()
         self._locked = LockedNames()
-        self._joined = asyncio.Event()
-        self._wanted = 1
         self._seconds_per_work = 0.0
 
     @property
     def is_crowded(self) -> bool:
         """Whether a work that came now would wait for too long; asked before a request costs anything."""
-        return len(self._queue) * self._seconds_per_work > WAIT_SECONDS_MAX
+        return len(self._turns) * self._seconds_per_work > WAIT_SECONDS_MAX
 
     async def execute(
         self,
@@ -117,16 +110,14 @@ class Ledger:
         Raises Refusal when a rule says no, and Unavailable when the database is away, the queue is
         full or the deadline passed; a work past its deadline is not begun.
         """
-        if len(self._queue) >= QUEUE_MAX:
+        if len(self._turns) >= QUEUE_MAX:
             raise Unavailable("The ledger has too much to do.")
         if self._locked.holds_up(commands):
             raise Unavailable(LOCKED)
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._deadline_seconds
         pending = Pending(Work(commands, claim, record), deadline, loop.create_future())
-        self._queue.append(pending)
-        if len(self._queue) >= self._wanted:
-            self._joined.set()
+        self._turns.add(pending)
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
         return await self._deadlines.keep(pending)
@@ -147,40 +138,16 @@ class Ledger:
 
     async def _serve_queue(self) -> None:
         try:
-            while batch := self._take():
+            while batch := await self._turns.next():
                 await self._serve(batch)
-                await self._let_others_join(len(batch))
         finally:
+            self._turns.tell()
             self._drain = None
 
     def _learn_pace(self, works: int, seconds: float) -> None:
         pace = seconds / works
         if works >= PACE_WORKS_MIN or pace < self._seconds_per_work:
             self._seconds_per_work += (pace - self._seconds_per_work) / 4
-
-    async def _let_others_join(self, served: int) -> None:
-        """After a batch of several works, wait a moment for as many again.
-
-        Callers that were answered together ask again one after the other. Without this the first of
-        them is served alone, and all others wait for its transaction. A lone caller waits for nobody.
-        """
-        if served == 1 or len(self._queue) >= served:
-            return
-        self._wanted = served
-        self._joined.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(JOIN_SECONDS_MAX):
-                await self._joined.wait()
-
-    def _take(self) -> list[Pending]:
-        """The next batch, without those whose callers are gone or past their deadline."""
-        batch: list[Pending] = []
-        commands = 0
-        while self._queue and len(batch) < BATCH_MAX and commands < COMMANDS_MAX:
-            for pending in waiting([self._queue.popleft()]):
-                batch.append(pending)
-                commands += len(pending.work.commands)
-        return batch
 
     async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
         try:
@@ -202,8 +169,7 @@ class Ledger:
                 return
             failed = Unavailable(LOCKED) if is_locked(error) else error
             answers = [(pending, failed) for pending in batch]
-        for pending, result in answers:
-            answer(pending.future, result)
+        self._turns.served(answers)
 
     async def _without_locked(self, batch: list[Pending]) -> list[Pending] | None:
         """Refuse the works on lines that somebody else has locked for long; the others go on.
@@ -225,19 +191,22 @@ class Ledger:
                 others.append(pending)
         return others if len(others) < len(batch) else None
 
-    async def _commit(self, batch: list[Pending]) -> list[_Answer]:
-        """Run one transaction, again if need be, and never twice: see `store.start_batch`.
+    async def _commit(self, batch: list[Pending]) -> list[Answer]:
+        """Run one transaction, again if need be, and never twice: see `store.claim_batch`.
 
         Each try leaves out the works whose deadline passed meanwhile.
         """
         batch_id = ids.mint("batch")
-        unknown: list[_Answer] = []
+        unknown: list[Answer] = []
+        meanwhile = partial(asyncio.get_running_loop().call_soon_threadsafe, self._turns.tell)
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
             if not (batch := waiting(batch)):
                 break
             started = time.perf_counter()
             try:
-                results = await self.database.write(partial(self._run, batch, batch_id))
+                results = await self.database.write(
+                    partial(self._run, batch, batch_id, bool(unknown), meanwhile)
+                )
             except Exception as error:
                 if is_locked(error) and not unknown:
                     raise  # Those on other lines need not wait for it: see `_serve`.
@@ -270,20 +239,24 @@ class Ledger:
                 _log.exception("a committed transaction could not be counted")
 
     def _run(
-        self, pendings: list[Pending], batch_id: str, connection: Connection
+        self,
+        pendings: list[Pending],
+        batch_id: str,
+        in_doubt: bool,
+        meanwhile: Callable[[], object],
+        connection: Connection,
     ) -> Sequence[Result | Exception] | None:
         """Load, decide and save, within a transaction. None: the batch was committed before.
 
-        Works whose deadline passed while rows were waited for are left out.
+        `in_doubt`: whether that may be. Works whose deadline passed while rows were waited for are left
+        out.
         """
-        clock = None if self._own_clock else self._clock()
-        started_at = store.start_batch(connection, batch_id, clock)
-        if started_at is None:
+        if in_doubt and not store.claim_batch(connection, batch_id, self.now_within(connection)):
             return None
         works = [pending.work for pending in pendings]
         needs = Needs.of(command for work in works for command in work.commands)
         needs.claims.update(work.claim.key for work in works if work.claim)
-        book, now, claimed = store.load(connection, needs, started_at, own_clock=self._own_clock)
+        book, now, claimed = store.load(connection, needs, None if self._own_clock else self._clock())
         batch = _Batch(book, claimed, now, [], [], [])
         in_time = set(map(id, waiting(pendings)))
         results = [
@@ -291,7 +264,8 @@ class Ledger:
             for pending in pendings
         ]
         kept = (store.claimed(batch.made, now), store.changed(batch.changes, now), batch.records)
-        bulk.write(connection, chain.from_iterable(kept))
+        marker = () if in_doubt else (store.marker(batch_id, now),)
+        bulk.write(connection, chain(*kept, marker), meanwhile)
         return results
 
     def _decide(self, batch: _Batch, work: Work) -> Result | Exception:

@@ -23,19 +23,10 @@ def _names(columns: Sequence[Column[Any]]) -> str:
     return ", ".join(column.name for column in columns)
 
 
-_BY_INDEX = ", ".join(
-    f"set_config('{way}', 'off', true)" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
-)
-"""Until the transaction ends: a transaction names its rows, and looks them up by an index, also while
-PostgreSQL knows nothing of its tables' sizes yet."""
-
-START_BATCH = Query(
-    "INSERT INTO ledger_batch (id, created_at)"
-    " VALUES (:id, coalesce(CAST(:created_at AS timestamptz), clock_timestamp()))"
-    f" ON CONFLICT DO NOTHING RETURNING created_at, {_BY_INDEX}",
-    [ledger_batch.c.created_at],
-    sqlite="INSERT INTO ledger_batch (id, created_at) VALUES (:id, :created_at)"
-    " ON CONFLICT DO NOTHING RETURNING created_at",
+CLAIM_BATCH = Query(
+    "INSERT INTO ledger_batch (id, created_at) VALUES (:id, :created_at)"
+    " ON CONFLICT DO NOTHING RETURNING id",
+    [ledger_batch.c.id],
 )
 
 # The update changes nothing: it makes a row that is there, in its newest version, locked and returned.
@@ -92,9 +83,16 @@ _LOCKED_LINES = (
     " WHERE upstream_key = ANY(:keys) OR id = ANY(:ids) ORDER BY id FOR UPDATE"
 )
 
+_BY_INDEX = ", ".join(
+    f"set_config('{way}', 'off', true)" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
+)
+"""Until the transaction ends: what follows names its rows, and looks them up by an index, also while
+PostgreSQL knows nothing of its tables' sizes yet."""
+
 LINES = Query(
     # The outer part runs after each row was locked: its clock is later than any wait for a lock.
-    f"WITH locked AS MATERIALIZED ({_LOCKED_LINES}) SELECT {_names(_LINE)}, clock_timestamp() FROM locked",
+    f"WITH locked AS MATERIALIZED ({_LOCKED_LINES})"
+    f" SELECT {_names(_LINE)}, clock_timestamp() FROM locked, (SELECT {_BY_INDEX}) AS by_index",
     [*_LINE, null()],
     {"keys": "bytea", "ids": "text"},
     sqlite=f"SELECT {_names(_LINE)}, NULL FROM credit_line"

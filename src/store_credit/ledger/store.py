@@ -36,6 +36,7 @@ from store_credit.ledger.state import (
     HoldState,
 )
 from store_credit.ledger.statements import (
+    CLAIM_BATCH,
     CLAIMS,
     COMPLETED_SESSIONS,
     DEDUCTIONS,
@@ -49,7 +50,6 @@ from store_credit.ledger.statements import (
     PLAN_ONCE,
     RELEASED_HOLDS,
     SESSION_HOLDS,
-    START_BATCH,
 )
 from store_credit.ledger.tables import (
     claim,
@@ -79,23 +79,27 @@ class Claimed:
     answer: str
 
 
-def start_batch(connection: Connection, batch_id: str, clock: datetime | None) -> datetime | None:
-    """Leave the batch's marker. Returns the time, or None when an earlier try was committed.
+def marker(batch_id: str, now: datetime) -> Record:
+    """What a transaction leaves behind, so that after a COMMIT of unknown fate it can be told."""
+    return ledger_batch, {"id": batch_id, "created_at": now}, "refuse"
 
-    While an earlier try is still under way in a connection that was lost, PostgreSQL makes this
-    statement wait for its end. `clock` is the time to use; None asks PostgreSQL's own clock.
+
+def claim_batch(connection: Connection, batch_id: str, now: datetime) -> bool:
+    """Leave the marker of a batch whose earlier try has an unknown fate. False: that one was committed.
+
+    While the earlier try is still under way in a connection that was lost, PostgreSQL makes this
+    statement wait for its end.
     """
-    rows = START_BATCH.rows(connection, id=batch_id, created_at=clock)
-    return rows[0][0] if rows else None
+    return bool(CLAIM_BATCH.rows(connection, id=batch_id, created_at=now))
 
 
 def load(
-    connection: Connection, needs: Needs, started_at: datetime, *, own_clock: bool
+    connection: Connection, needs: Needs, clock: datetime | None
 ) -> tuple[Book, datetime, dict[str, Claimed]]:
     """Lock and read what the batch names.
 
-    Returns the book, the time (on the database's own clock, when the last line was locked) and those of
-    the claims that were made before.
+    Returns the book, the time and those of the claims that were made before. `clock` is the time to use;
+    None asks PostgreSQL's own clock, when the last line is locked.
     """
     book = Book()
     if needs.source_ids:
@@ -103,7 +107,7 @@ def load(
         book.sources = {row[0]: read_source(*row) for row in rows if row[1] is not None}
     line_ids = needs.line_ids | _lines_named_elsewhere(connection, book, needs)
     locked_at = _lock_lines(connection, book, needs.upstream_ids, line_ids)
-    now = max(started_at, locked_at) if own_clock and locked_at is not None else started_at
+    now = clock or locked_at or current_time(connection)
     found = ask(connection, _questions(book, needs, now))
     for query in (DUE_HOLDS, SESSION_HOLDS, HOLDS_BY_ID, RELEASED_HOLDS):
         for row in found.get(query, ()):
