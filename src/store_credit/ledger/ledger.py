@@ -198,15 +198,12 @@ class Ledger:
         """
         batch_id = ids.mint("batch")
         unknown: list[Answer] = []
-        meanwhile = partial(asyncio.get_running_loop().call_soon_threadsafe, self._turns.tell)
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
             if not (batch := waiting(batch)):
                 break
             started = time.perf_counter()
             try:
-                results = await self.database.write(
-                    partial(self._run, batch, batch_id, bool(unknown), meanwhile)
-                )
+                results = await self.database.write(partial(self._run, batch, batch_id, bool(unknown)))
             except Exception as error:
                 if is_locked(error) and not unknown:
                     raise  # Those on other lines need not wait for it: see `_serve`.
@@ -239,12 +236,7 @@ class Ledger:
                 _log.exception("a committed transaction could not be counted")
 
     def _run(
-        self,
-        pendings: list[Pending],
-        batch_id: str,
-        in_doubt: bool,
-        meanwhile: Callable[[], object],
-        connection: Connection,
+        self, pendings: list[Pending], batch_id: str, in_doubt: bool, connection: Connection
     ) -> Sequence[Result | Exception] | None:
         """Load, decide and save, within a transaction. None: the batch was committed before.
 
@@ -265,7 +257,7 @@ class Ledger:
         ]
         kept = (store.claimed(batch.made, now), store.changed(batch.changes, now), batch.records)
         marker = () if in_doubt else (store.marker(batch_id, now),)
-        bulk.write(connection, chain(*kept, marker), meanwhile)
+        bulk.write(connection, chain(*kept, marker), self._turns.tell_soon)
         return results
 
     def _decide(self, batch: _Batch, work: Work) -> Result | Exception:

@@ -35,6 +35,7 @@ class Turns:
         self._queue: deque[Pending] = deque()
         self._kept: list[Answer] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._complete = asyncio.Event()
         self._wanted = 1
         self._most = BATCH_MAX
@@ -73,7 +74,8 @@ class Turns:
         if not in_groups or len(self._queue) < self._wanted:
             self.tell()
         elif self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(KEPT_SECONDS_MAX, self.tell)
+            self._loop = asyncio.get_running_loop()
+            self._alarm = self._loop.call_later(KEPT_SECONDS_MAX, self.tell)
 
     def tell(self) -> None:
         """Answer those whose answers are kept back."""
@@ -83,6 +85,11 @@ class Turns:
         kept, self._kept = self._kept, []
         for pending, result in kept:
             answer(pending.future, result)
+
+    def tell_soon(self) -> None:
+        """The same, from whatever thread a transaction runs in."""
+        if self._kept and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.tell)
 
     def _take(self) -> list[Pending]:
         batch: list[Pending] = []
