@@ -138,6 +138,7 @@ def give_back(
     everything: bool = False,
     currency: str | None = "USD",
     event_id: str = "event-1",
+    charge: str | None = None,
 ) -> Return:
     """What a payload tells of a source's refunds and cancels."""
     return Return(
@@ -146,18 +147,18 @@ def give_back(
         currency=currency,
         what=f"told by {event_id}",
         cause=Cause(actor="test", event_id=event_id),
-        cancels=_parts(cancels),
-        refunds=_parts(refunds),
+        cancels=_parts(cancels, charge),
+        refunds=_parts(refunds, charge),
         captured=None if captured is None else Decimal(captured),
         everything=everything,
         reference=f"receipt of {event_id}",
     )
 
 
-def _parts(amounts: Amounts) -> tuple[Part, ...]:
+def _parts(amounts: Amounts, charge: str | None) -> tuple[Part, ...]:
     if isinstance(amounts, Mapping):
-        return tuple(Part(part_id, Decimal(amount)) for part_id, amount in amounts.items())
-    return tuple(Part(None, Decimal(amount)) for amount in amounts)
+        return tuple(Part(part_id, Decimal(amount), charge) for part_id, amount in amounts.items())
+    return tuple(Part(None, Decimal(amount), charge) for amount in amounts)
 
 
 def settle(line_id: str) -> Settle:

@@ -65,6 +65,34 @@ TOLD: dict[str, tuple[list[Return], int]] = {
         [give_back(cancels={"a": "15"}), give_back(refunds={"b": "15"})],
         20_00,
     ),
+    "two charges without ids": (
+        [give_back(refunds=["10"], charge="A"), give_back(refunds=["5"], charge="B")],
+        15_00,
+    ),
+    "two charges, growing without ids": (
+        [
+            give_back(refunds=["6"], charge="A"),
+            give_back(refunds=["6", "4"], charge="A"),
+            give_back(refunds=["5"], charge="B"),
+        ],
+        15_00,
+    ),
+    "two charges, one of them with ids": (
+        [give_back(cancels={"a": "10"}, charge="A"), give_back(cancels=["5"], charge="B")],
+        15_00,
+    ),
+    "a charge with and without ids": (
+        [give_back(cancels={"a": "5"}, charge="A"), give_back(cancels=["5"], charge="A")],
+        5_00,
+    ),
+    "a charge with and without its own id": (
+        [give_back(refunds=["5"], charge="A"), give_back(refunds=["5"])],
+        5_00,
+    ),
+    "an id with and without its charge": (
+        [give_back(refunds={"a": "5"}), give_back(refunds=["5"], charge="A")],
+        5_00,
+    ),
     "charge cancelled": ([give_back(captured="0")], 20_00),
     "charge cancelled but for a capture": ([give_back(captured="12")], 8_00),
     "cancels, then the charge": ([give_back(cancels={"a": "5"}), give_back(captured="12")], 8_00),
@@ -135,6 +163,32 @@ def test_any_telling_of_a_history_gives_the_same(
     expected = min(spent, sum(refunds) + sum(cancels))
     assert (returned(desk), desk.line().balance) == (expected, 100_00 - spent + expected)
     assert sum(entry.amount for entry in desk.entries) == desk.line().balance
+
+
+@settings(deadline=None)
+@given(
+    charges=st.lists(st.lists(amounts, min_size=1, max_size=3), max_size=3),
+    named=st.lists(st.booleans(), min_size=3, max_size=3),
+    random=st.randoms(use_true_random=False),
+)
+def test_what_comes_back_of_several_charges_adds_up(
+    charges: list[list[int]], named: list[bool], random: st.DrawFn
+) -> None:
+    """Each charge is told by itself, growing; some of them never say an id of a cancel or refund."""
+
+    def growing(kind: str, number: int) -> list[Command]:
+        told = {f"{kind}-{number}-{n}": str(minor / 100) for n, minor in enumerate(charges[number])}
+        payloads = [dict(list(told.items())[: n + 1]) for n in range(len(told))]
+        amounts = [payload if named[number] else list(payload.values()) for payload in payloads]
+        return [give_back(**{kind: one}, charge=f"{number}") for one in amounts]  # type: ignore[arg-type]
+
+    told = [one for n in range(len(charges)) for kind in ("cancels", "refunds") for one in growing(kind, n)]
+    told += [*told, deduct("90")]
+    random.shuffle(told)  # type: ignore[attr-defined]
+    desk = Desk()
+    desk.do(issue())
+    tell(desk, *told)
+    assert returned(desk) == min(90_00, 2 * sum(map(sum, charges)))
 
 
 # What is no return

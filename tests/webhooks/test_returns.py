@@ -264,6 +264,16 @@ async def test_several_charges_of_one_source_are_one_total(shop: Shop) -> None:
     assert await balance(shop) == 87
 
 
+async def test_charges_told_one_by_one_without_ids_add_up(shop: Shop) -> None:
+    await spend(shop, 20)
+    for event_id, charge_id, amounts in (("2", "A", [10]), ("3", "B", [4]), ("4", "A", [10, 1])):
+        assert await shop.deliver(refund_event(event_id, amounts, id=charge_id)) == "applied"
+    charges = [charge(refunds=[10, 1]) | {"id": "A"}, charge(refunds=[4]) | {"id": "B"}]
+    assert await shop.deliver(order_told("order.refunded", "5", charges=charges)) == "applied"
+    assert await balance(shop) == 95
+    await assert_sound(shop)
+
+
 async def test_a_charge_s_event_that_holds_an_order(shop: Shop) -> None:
     await spend(shop)
     told = order_told("order.charge.refund.complete", "event-2", charges=[charge(refunds={"r1": 5})])

@@ -98,7 +98,7 @@ def _in_minor_units(command: Return, currency: str) -> Told:
         return money.positive_minor(amount, currency) if amount else 0
 
     def minor(parts: tuple[Part, ...]) -> Parts:
-        return [(part.id, money.positive_minor(part.amount, currency)) for part in parts]
+        return [(part.id, money.positive_minor(part.amount, currency), part.charge_id) for part in parts]
 
     uncaptured: Counter[str] = Counter()
     for charge in command.charges:
@@ -109,7 +109,6 @@ def _in_minor_units(command: Return, currency: str) -> Told:
         refunds=minor(command.refunds),
         captured=None if command.captured is None else captured(command.captured),
         uncaptured=uncaptured,
-        charge_of={part.id: part.charge_id for part in command.cancels if part.id and part.charge_id},
     )
 
 

@@ -88,7 +88,7 @@ def hold_row(held: Hold) -> Row:
 def source_row(told: Source) -> Row:
     facts = asdict(told)
     del facts["id"], facts["order_id"], facts["parked_at"]
-    for kind in ("uncaptured", "charge_of"):
+    for kind in ("uncaptured", "charge_of", "refund_charge_of", "cancel_totals", "refund_totals"):
         if not facts[kind]:
             del facts[kind]
     row = {"id": told.id, "told": json.dumps(facts), "order_id": told.order_id}

@@ -1,9 +1,10 @@
 """What Digital River told of a payment source's cancels and refunds, merged whatever the order. Pure.
 
-For each kind, what came back is the larger of two: the sum over the distinct ids ever seen, each at
-its largest amount, and the largest total of one payload. So repeated, reordered and cumulative payloads
-come out right, with ids or without, and partial ones with ids. Of a cancelled charge all came back that was
-not captured, whether or not its cancels say so.
+For each kind, what came back is the largest of what can be told: the sum over the distinct ids ever seen,
+each at its largest amount; the largest total of one payload; and the sum over the charges that are named,
+each by its ids or its own largest total. So repeated, reordered and cumulative payloads come out right,
+with ids or without, and partial ones where something tells them apart. Of a cancelled charge all came back
+that was not captured, whether or not its cancels say so.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-Parts = Sequence[tuple[str | None, int]]
-"""Cancels or refunds: an id, if there is one, and an amount in minor units."""
+Parts = Sequence[tuple[str | None, int, str | None]]
+"""Cancels or refunds: an id, if there is one, an amount in minor units, and the charge's id, if known."""
+
+Amounts = Mapping[str, int]
+"""In minor units, by the ids of charges, or of cancels or refunds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
     """What is known to have come back of one source in one way, cancelled or refunded."""
 
-    by_id: Mapping[str, int] = field(default_factory=dict)
+    by_id: Amounts = field(default_factory=dict)
     """The largest amount ever seen under each id."""
     largest_total: int = 0
     """The largest total of one payload, entries with and without ids."""
@@ -33,11 +37,22 @@ class Returned:
     def merged(self, parts: Parts) -> Returned:
         """This and one more payload. In whatever order payloads come, the result is the same."""
         by_id = dict(self.by_id)
-        for part_id, amount in parts:
+        for part_id, amount, _ in parts:
             if part_id is not None:
                 by_id[part_id] = max(amount, by_id.get(part_id, 0))
-        total = sum(amount for _, amount in parts)
+        total = sum(amount for _, amount, _ in parts)
         return Returned(by_id, max(self.largest_total, total))
+
+    def with_charges(self, charge_of: Mapping[str, str], *by_charge: Amounts) -> int:
+        """The amount, or what the named charges come to, if that is more.
+
+        `by_charge` is what else is known of each charge: all of it tells of the same money.
+        """
+        charges: Counter[str] = Counter()
+        for part_id, amount in self.by_id.items():
+            if part_id in charge_of:
+                charges[charge_of[part_id]] += amount
+        return max(self.amount, sum(_largest(charges, *by_charge).values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +62,7 @@ class Told:
     cancels: Parts = ()
     refunds: Parts = ()
     captured: int | None = None
-    uncaptured: Mapping[str, int] = field(default_factory=dict)
-    charge_of: Mapping[str, str] = field(default_factory=dict)
+    uncaptured: Amounts = field(default_factory=dict)
 
     @property
     def holds_amounts(self) -> bool:
@@ -66,10 +80,14 @@ class Source:
     refunded: Returned = Returned()
     captured: int | None = None
     """Of a cancelled charge that says no amount: what had been captured, the smallest ever told."""
-    uncaptured: Mapping[str, int] = field(default_factory=dict)
-    """Of each cancelled charge, by its id: what was not captured, the largest ever told."""
+    uncaptured: Amounts = field(default_factory=dict)
+    """Of each cancelled charge: what was not captured, the largest ever told."""
     charge_of: Mapping[str, str] = field(default_factory=dict)
     """The charges that the cancels belong to; both by their ids."""
+    refund_charge_of: Mapping[str, str] = field(default_factory=dict)
+    cancel_totals: Amounts = field(default_factory=dict)
+    """Of each charge: the largest total of its cancels in one payload."""
+    refund_totals: Amounts = field(default_factory=dict)
     everything: bool = False
     parked_at: datetime | None = None
     """Since when returns wait for the deduction; None when none do."""
@@ -86,30 +104,42 @@ class Source:
         if self.everything:
             return deducted
         rest = deducted - self.captured if self.captured is not None else 0
-        return min(deducted, max(self._cancelled, rest) + self.refunded.amount)
-
-    @property
-    def _cancelled(self) -> int:
-        """What the cancels say, and of each cancelled charge at least what was not captured."""
-        by_charge: Counter[str | None] = Counter()
-        for cancel_id, amount in self.cancelled.by_id.items():
-            by_charge[self.charge_of.get(cancel_id)] += amount
-        for charge_id, amount in self.uncaptured.items():
-            by_charge[charge_id] = max(by_charge[charge_id], amount)
-        return max(by_charge.total(), self.cancelled.largest_total)
+        cancelled = self.cancelled.with_charges(self.charge_of, self.cancel_totals, self.uncaptured)
+        refunded = self.refunded.with_charges(self.refund_charge_of, self.refund_totals)
+        return min(deducted, max(cancelled, rest) + refunded)
 
     def merged(self, told: Told) -> Source:
         """This and one more payload. In whatever order payloads come, the figures are the same."""
         captures = [amount for amount in (self.captured, told.captured) if amount is not None]
-        uncaptured = {
-            charge_id: max(told.uncaptured.get(charge_id, 0), self.uncaptured.get(charge_id, 0))
-            for charge_id in (*self.uncaptured, *told.uncaptured)
-        }
         return replace(
             self,
             cancelled=self.cancelled.merged(told.cancels),
             refunded=self.refunded.merged(told.refunds),
             captured=min(captures, default=None),
-            uncaptured=uncaptured,
-            charge_of={**told.charge_of, **self.charge_of},
+            uncaptured=_largest(self.uncaptured, told.uncaptured),
+            charge_of={**_charge_of(told.cancels), **self.charge_of},
+            refund_charge_of={**_charge_of(told.refunds), **self.refund_charge_of},
+            cancel_totals=_largest(self.cancel_totals, _totals(told.cancels)),
+            refund_totals=_largest(self.refund_totals, _totals(told.refunds)),
         )
+
+
+def _largest(*told: Amounts) -> dict[str, int]:
+    """Of each id the largest amount."""
+    largest: dict[str, int] = {}
+    for amounts in told:
+        for one, amount in amounts.items():
+            largest[one] = max(amount, largest.get(one, 0))
+    return largest
+
+
+def _charge_of(parts: Parts) -> dict[str, str]:
+    return {part_id: charge_id for part_id, _, charge_id in parts if part_id and charge_id}
+
+
+def _totals(parts: Parts) -> Amounts:
+    totals: Counter[str] = Counter()
+    for _, amount, charge_id in parts:
+        if charge_id is not None:
+            totals[charge_id] += amount
+    return totals
