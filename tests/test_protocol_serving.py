@@ -97,6 +97,19 @@ def test_more_requests_than_connections_are_told_to_come_back(server: Server) ->
         assert connection.send(HEALTH).answer().status == 200
 
 
+def test_clients_that_do_not_read_make_room_for_others(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        deaf = [stack.enter_context(Connection(server)) for _ in range(CONNECTIONS_MAX)]
+        for connection in deaf:
+            # More than sockets hold: the server's part of it waits for the client.
+            connection.send(request("GET", "/openapi.json") * 60)
+        # While their answers are still being made, they are as good as others.
+        poll(lambda: not is_too_busy(server), SECONDS_MAX)
+        for _ in range(5):
+            assert not is_too_busy(server)
+        assert sum(map(is_gone, deaf)) < CONNECTIONS_MAX, "no more than there is need for"
+
+
 def is_too_busy(server: Server) -> bool:
     with Connection(server) as connection:
         return connection.send(HEALTH).answer().status == 503

@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from http import HTTPStatus
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -29,6 +28,7 @@ from store_credit.errors import (
     TooManyRequests,
 )
 from store_credit.responses import error_response
+from store_credit.room import room_of
 from store_credit.settings import Settings
 from store_credit.telemetry import REQUEST_ID_HEADER, log
 from store_credit.transport import LingeringTransport
@@ -43,10 +43,6 @@ READ_AT_ONCE = 16 * 1024
 """The parser gets no more than this before the limits are looked at."""
 UNREAD_FACTOR = 6
 """How much longer a client may take to make room for an answer than to send a request."""
-
-_Waiting = dict["BoundedProtocol", None]
-_waiting: WeakKeyDictionary[ServerState, _Waiting] = WeakKeyDictionary()
-"""Of each server the connections that wait for a request, those that have waited longest first."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -69,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         chosen: Settings = app_state["settings"]
         self._client_seconds = chosen.client_timeout.total_seconds()
         self._connections_max = chosen.connections
-        self._waiting = _waiting.setdefault(server_state, {})
+        self._room = room_of(server_state)
         self._stage: Literal["idle", "head", "body"] = "idle"
         self._stage_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -83,17 +79,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= self._connections_max:
-            self._make_room()
+            self._room.make()
         unread_seconds = self._client_seconds * UNREAD_FACTOR
         lingering = LingeringTransport(transport, self.loop, self._is_read, unread_seconds)
         super().connection_made(lingering)
-        self._wait_for_request()
+        self._room.wait_for_request(self)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._waiting.pop(self, None)
+        self._room.forget(self)
         self._cancel_stage_timer()
         self._unset_keepalive_if_required()
         self.transport.lost()
@@ -105,23 +101,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._room.wait_for_reader(self)
         self.transport.expect_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._room.read_again(self)
         self.transport.read_again()
 
-    def _make_room(self) -> None:
-        """Close the connection that has waited longest for a request, if there is one."""
-        for longest in self._waiting:
-            del self._waiting[longest]
-            self.connections.discard(longest)
-            longest.transport.abort()
-            return
-
-    def _wait_for_request(self) -> None:
-        self._waiting.pop(self, None)
-        self._waiting[self] = None
+    def drop(self) -> None:
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _is_read(self) -> bool:
         return self._stage != "body" and not self._is_refused
@@ -211,7 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > self._connections_max:
             raise ServiceUnavailable.retry_after(1, "There are too many connections.")
         super().on_headers_complete()
-        self._waiting.pop(self, None)
+        self._room.busy(self)
         self._enter("body")
         self._framing_bytes = 0
         # Trailers come as headers do: they must not join those that were judged.
@@ -246,7 +236,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             self._say_last_words()
             return
-        self._wait_for_request()
+        self._room.wait_for_request(self)
         if self._stage != "idle":
             # The next request is on its way already, and has a time limit of its own.
             self._unset_keepalive_if_required()
@@ -277,7 +267,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _say_last_words(self) -> None:
         if not self.transport.is_closing():
-            self._wait_for_request()
+            self._room.wait_for_request(self)
             self.transport.write(self._last_words)
             self.transport.close()
 

@@ -1,0 +1,55 @@
+"""Which connections can be closed to make room for others: those that wait for their clients."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from uvicorn.server import ServerState
+
+
+class Closable(Protocol):
+    def drop(self) -> None:
+        """Close it at once."""
+
+
+class Room:
+    """The connections of one server that wait for their clients, those that have waited longest first."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Closable, None] = {}
+        self._unread: dict[Closable, None] = {}
+
+    def wait_for_request(self, connection: Closable) -> None:
+        """It has nothing to do, from now on."""
+        self._idle.pop(connection, None)
+        self._idle[connection] = None
+
+    def wait_for_reader(self, connection: Closable) -> None:
+        """Its client does not take its answers."""
+        self._unread[connection] = None
+
+    def read_again(self, connection: Closable) -> None:
+        self._unread.pop(connection, None)
+
+    def busy(self, connection: Closable) -> None:
+        """A request of it is being served."""
+        self._idle.pop(connection, None)
+
+    def forget(self, connection: Closable) -> None:
+        self.busy(connection)
+        self.read_again(connection)
+
+    def make(self) -> None:
+        """Close a connection, if one can be: rather one without a request than one without a reader."""
+        for longest in (*self._idle, *self._unread):
+            self.forget(longest)
+            longest.drop()
+            return
+
+
+_rooms: WeakKeyDictionary[ServerState, Room] = WeakKeyDictionary()
+
+
+def room_of(server: ServerState) -> Room:
+    return _rooms.setdefault(server, Room())
