@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from typer.testing import CliRunner, Result
 
 from store_credit import __version__, schema
@@ -828,3 +828,24 @@ def test_help_lists_the_commands(sqlite_url: str, group: tuple[str, ...]) -> Non
     result = cli(*group, "--help", url=sqlite_url)
     assert result.exit_code == 0
     assert all(re.search(rf"^\W*{name}\s", result.stdout, re.M) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("lines", "list"), ("events", "list"), ("report", "liability"), ("credentials", "list"), ("audit",)],
+    ids=" ".join,
+)
+def test_a_command_that_only_reads_makes_no_database(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    file = tmp_path / "mistyped.db"
+    said = sentence(cli(*arguments, url=f"sqlite:///{file}"))
+    assert said == f"There is no database at '{file}'; see STORE_CREDIT_DATABASE_URL."
+    assert not file.exists()
+
+
+def test_what_is_wrong_with_the_database_is_told(postgresql_url: str, tmp_path: Path) -> None:
+    no_such = make_url(postgresql_url).set(database="no_such_database")
+    said = sentence(cli("lines", "list", url=no_such.render_as_string(hide_password=False)))
+    assert said == "The database does not exist; see STORE_CREDIT_DATABASE_URL."
+    asked = ("lines", "issue", "--customer", "c", "--amount", "1", "--currency", "USD")
+    said = sentence(cli(*asked, url=f"sqlite:///{tmp_path}/nowhere/a.db"))
+    assert said == "The database can not be opened; see STORE_CREDIT_DATABASE_URL."

@@ -51,6 +51,20 @@ _PASSING_SQLSTATES = (
     "57",  # operator intervention: shutdown, cancelled, starting up
     "58",  # system error, such as a full disk
 )
+_COMPLAINTS = {
+    "25006": "is read-only",
+    "28": "refuses the login",
+    "3D": "does not exist",
+    "42501": "refuses a right",
+    "42P01": "has no tables",
+    "53": "has nothing left to give",
+    "55P03": "is locked by somebody else",
+    "BUSY": "is locked by somebody else",
+    "CANTOPEN": "can not be opened",
+    "FULL": "has no space left",
+    "READONLY": "is read-only",
+}
+"""By the beginnings of PostgreSQL's states and of SQLite's error names."""
 _LOCK_TIMEOUT = "55P03"
 _UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
@@ -146,6 +160,15 @@ def is_race(error: BaseException) -> bool:
 def is_locked(error: BaseException) -> bool:
     """Whether someone held a row for longer than is waited for."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT
+
+
+def complaint(error: BaseException) -> str:
+    """What is the matter with the database, in a few words for an operator: it "does not answer"."""
+    orig = getattr(error, "orig", None)
+    state = str(getattr(orig, "sqlstate", None) or "")
+    name = str(getattr(orig, "sqlite_errorname", None) or "").removeprefix("SQLITE_")
+    found = (words for prefix, words in _COMPLAINTS.items() if (state or name).startswith(prefix))
+    return next(found, "does not answer")
 
 
 def _transact(connection: Connection, function: Callable[[Connection], T]) -> T:

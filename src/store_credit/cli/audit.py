@@ -35,7 +35,7 @@ def audit_books(*, with_digest: bool, as_of: datetime | None, metrics: Path | No
             _write_metrics(metrics, count)
         return count
 
-    return run(work, make=False) == 0
+    return run(work) == 0
 
 
 def _write_metrics(path: Path, findings: int) -> None:

@@ -70,7 +70,7 @@ def import_lines(
             return await _import(session.ledger, opened, keep_going, progress)
 
     try:
-        checked, issued = run(work)
+        checked, issued = run(work, make=True)
     except UnreadableFile as error:
         fail(str(error))
     if issued is None:

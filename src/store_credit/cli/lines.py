@@ -61,7 +61,7 @@ def issue_line(
         assert found is not None
         return found
 
-    issued = run(work)
+    issued = run(work, make=True)
     if as_json:
         typer.echo(json.dumps(rendering.line(issued)))
         return

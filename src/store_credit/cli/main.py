@@ -88,7 +88,7 @@ def migrate(
         fail("To go back, name the schema to go to with --to.")
 
     async def work() -> tuple[str | None, str | None]:
-        async with opened(check_schema=False, command_timeout_seconds=None) as session:
+        async with opened(check_schema=False, make=True, command_timeout_seconds=None) as session:
             before = await session.database.read(schema.current)
             if to == "head":
                 await session.database.write(schema.upgrade_if_behind)
@@ -149,7 +149,7 @@ def add_credential(
         now = await session.ledger.now()
         return await session.database.write(credentials.add, name, role, now)
 
-    added, password = run(work)
+    added, password = run(work, make=True)
     _print_password(added, password)
 
 

@@ -19,7 +19,14 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
-from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect, is_passing
+from store_credit.database import (
+    COMMAND_TIMEOUT_SECONDS,
+    Database,
+    InvalidUrl,
+    complaint,
+    connect,
+    is_passing,
+)
 from store_credit.fields import instant
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Ledger
@@ -42,11 +49,11 @@ class Session:
 
 
 def run(
-    work: Callable[[Session], Coroutine[Any, Any, T]], *, check_schema: bool = True, make: bool = True
+    work: Callable[[Session], Coroutine[Any, Any, T]], *, check_schema: bool = True, make: bool = False
 ) -> T:
     """Run a command's work; what goes wrong ends the process with one clear sentence.
 
-    Without `make`, a SQLite database must be there already.
+    With `make`, a SQLite database need not be there yet.
     """
 
     async def within() -> T:
@@ -70,7 +77,7 @@ def told_in_one_sentence() -> Any:
         fail(f"The migrations can not do this: {str(error).rstrip('.')}.")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         if is_passing(error):
-            fail("The database does not answer; see STORE_CREDIT_DATABASE_URL.")
+            fail(f"The database {complaint(error)}; see STORE_CREDIT_DATABASE_URL.")
         if not isinstance(error, DBAPIError):
             raise
         fail(f"The database refuses: {str(error.orig).splitlines()[0].rstrip('.')}.")
@@ -80,16 +87,16 @@ def told_in_one_sentence() -> Any:
 async def opened(
     *,
     check_schema: bool = True,
-    make: bool = True,
+    make: bool = False,
     command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS,
 ) -> AsyncIterator[Session]:
     """The database of the settings. A SQLite database is brought to the newest schema first."""
     chosen = settings.load()
-    if not make:
-        _check_is_there(chosen)
     database = connected(chosen, command_timeout_seconds)
     policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     try:
+        if not make:
+            _check_is_there(chosen)
         if check_schema and database.dialect == "sqlite":
             await database.write(schema.upgrade_if_behind)
         if check_schema:

@@ -40,6 +40,7 @@ class Story:
     """By id: those that the entries speak of."""
     deductions: Mapping[str, Row]
     open_holds: Sequence[Row]
+    """Those that end first; one more than is shown when there are more."""
     decisions: Sequence[Row]
 
 
@@ -53,7 +54,7 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
     newest = newest.order_by(ledger_entry.c.seq.desc()).limit(entries_max)
     entries = [dict(row) for row in connection.execute(newest).mappings()][::-1]
     is_open = (hold.c.line_id == line_id, hold.c.state == HoldState.OPEN.value, hold.c.expires_at > now)
-    open_holds = select(hold).where(*is_open).order_by(hold.c.expires_at).limit(OPEN_HOLDS_SHOWN)
+    open_holds = select(hold).where(*is_open).order_by(hold.c.expires_at).limit(OPEN_HOLDS_SHOWN + 1)
     answers, _ = decisions(connection, DecisionFilter(line_id=line_id), Page(DECISIONS_SHOWN))
     return Story(
         line=line,
@@ -74,7 +75,9 @@ def print_statement(console: Console, story: Story) -> None:
     console.print(Rule(title, align="left"))
     console.print(_facts(story))
     if story.open_holds:
-        console.print("\n[bold]Promised now[/]")
+        more = len(story.open_holds) > OPEN_HOLDS_SHOWN
+        left_out = f" [dim]the {OPEN_HOLDS_SHOWN} that end first; there are more[/]" if more else ""
+        console.print("\n[bold]Promised now[/]" + left_out)
         console.print(_holds(story))
     console.print("\n[bold]What happened[/]" + _left_out(story))
     console.print(_journal(story))
@@ -117,7 +120,7 @@ def _status(story: Story) -> str:
 
 def _holds(story: Story) -> Table:
     table = _table("Session", ">Amount", "Since", "Until", "Hold")
-    for row in story.open_holds:
+    for row in story.open_holds[:OPEN_HOLDS_SHOWN]:
         table.add_row(
             plain(row["session_id"]),
             _amount(story, row["amount"]),
