@@ -10,7 +10,8 @@ from store_credit.errors import BadRequest
 from store_credit.ledger.commands import Cause, Deduct
 from store_credit.ledger.refusals import OutOfRange
 from store_credit.webhooks.effects import state_of, steps, told
-from store_credit.webhooks.events import DEDUCTING, ENDING, RETURNING, Event, MalformedEvent, read
+from store_credit.webhooks.event_types import DEDUCTING, ENDING, RETURNING
+from store_credit.webhooks.events import Event, MalformedEvent, read
 from tests.fuzz.choices import ODD_NUMBERS, ODD_VALUES, Choices
 from tests.making import Desk, issue
 

@@ -13,7 +13,8 @@ from typing import Any
 from store_credit import ids, money
 from store_credit.ledger.commands import Cause, Command, Deduct, Return
 from store_credit.ledger.state import Outcome, Reason
-from store_credit.webhooks.events import CameBack, Event, Spent
+from store_credit.webhooks.came_back import CameBack
+from store_credit.webhooks.events import Event, Spent
 
 Effect = dict[str, Any]
 

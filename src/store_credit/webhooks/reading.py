@@ -1,4 +1,7 @@
-"""Reading what Digital River sends, field by field: what is not usable is None, never an error. Pure."""
+"""Reading what Digital River sends, field by field: what is not usable is None, never an error. Pure.
+
+Older API versions put an order's `sources` and `charges` at its top level, later ones under `payment`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,23 @@ from store_credit.fields import TEXT_LENGTH_MAX, storable
 from store_credit.metadata import ID_LENGTH_MAX
 from store_credit.webhooks.signature import moment
 
-__all__ = ["TEXT_LENGTH_MAX", "Object", "amount_of", "identifier", "objects", "plain", "text", "time"]
+__all__ = [
+    "TEXT_LENGTH_MAX",
+    "Object",
+    "amount_of",
+    "charges_of",
+    "identifier",
+    "is_credit",
+    "objects",
+    "plain",
+    "sources_of",
+    "text",
+    "time",
+]
 
 Object = dict[str, Any]
+
+CUSTOMER_CREDIT = "customerCredit"
 
 _FINEST = Decimal("0.000001")
 
@@ -58,3 +75,22 @@ def plain(amount: Decimal | None) -> str:
     bounded = amount if abs(amount) >= money.AMOUNT_MINOR_LIMIT else amount.quantize(_FINEST)
     # Adding zero takes the sign off a negative zero.
     return str(bounded.normalize() + 0)
+
+
+def sources_of(order: Object) -> list[Object]:
+    return _of_payment(order, "sources")
+
+
+def charges_of(about: Object) -> list[Object]:
+    """The charges of an order, or the charge itself."""
+    return [about] if "sourceId" in about else _of_payment(about, "charges")
+
+
+def _of_payment(order: Object, name: str) -> list[Object]:
+    payment = order.get("payment")
+    nested = payment.get(name) if isinstance(payment, dict) else None
+    return objects(nested if isinstance(nested, list) else order.get(name))
+
+
+def is_credit(source: Object) -> bool:
+    return source.get("type") == CUSTOMER_CREDIT

@@ -16,6 +16,7 @@ from store_credit.service import Service, TheService
 from store_credit.telemetry import log
 from store_credit.webhooks import events, inbox, signature
 from store_credit.webhooks.effects import has_too_many_sources
+from store_credit.webhooks.event_types import KNOWN_TYPES
 
 router = APIRouter(tags=["Webhook"])
 
@@ -131,7 +132,7 @@ def _event(body: bytes) -> events.Event:
 
 
 async def _receive(service: Service, event: events.Event, body: str) -> str:
-    kind = event.type if event.type in events.KNOWN_TYPES else "other"
+    kind = event.type if event.type in KNOWN_TYPES else "other"
     try:
         receipt = await inbox.receive(service.ledger, event, body, aside=_other_mode(service, event))
     except inbox.EventConflict:
