@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from store_credit.credentials import Role
+from store_credit.merchant import storefront_routes
 from tests.http_fixtures import (
     CALLOUT,
     MERCHANT,
@@ -350,6 +351,24 @@ async def test_a_retry_supersedes_nothing_of_the_session_that_came_of_it(shop: S
     name = first["storeCredits"][0]["upstreamId"]
     await shop.authorize(70, "session-2", name)
 
+    assert decoded(await post_offers(shop, "key-1", supersede=True), 201) == first
+    assert await shop.figures() == (100, 70, 30)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+async def test_a_retry_that_began_before_the_first_was_answered_supersedes_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    await shop.issue(100)
+    if earlier:
+        await shop.authorize(30)
+    first = decoded(await post_offers(shop, "key-1", supersede=True), 201)
+    await shop.authorize(70, "session-2", first["storeCredits"][0]["upstreamId"])
+
+    async def too_early(*_: object, **__: object) -> None:
+        """What the retry saw when it looked for an answer."""
+
+    monkeypatch.setattr(storefront_routes, "answered_before", too_early)
     assert decoded(await post_offers(shop, "key-1", supersede=True), 201) == first
     assert await shop.figures() == (100, 70, 30)
 

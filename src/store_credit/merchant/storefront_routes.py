@@ -19,13 +19,18 @@ from store_credit.credentials import Role
 from store_credit.errors import BadRequest
 from store_credit.ledger import queries
 from store_credit.ledger.commands import Cause, ReleaseHolds, Settle
-from store_credit.ledger.ledger import Record
+from store_credit.ledger.ledger import Claim, Record
 from store_credit.ledger.offers import PREFIX
 from store_credit.ledger.queries import LineFigures
 from store_credit.ledger.state import Outcome
 from store_credit.ledger.tables import offer
 from store_credit.merchant import storefront_schemas
-from store_credit.merchant.idempotency import IdempotencyKey, answered_before, execute_once
+from store_credit.merchant.idempotency import (
+    IdempotencyKey,
+    answered_before,
+    claim_of_step,
+    execute_once,
+)
 from store_credit.merchant.paging import stored_id
 from store_credit.openapi import answers, takes
 from store_credit.responses import Json
@@ -86,7 +91,8 @@ async def make_offers(
         return earlier
     if asked.supersede:
         cause = Cause(seller.name, "superseded by a new session", idempotency_key=idempotency_key)
-        await _release_earlier(service, customer_id, asked.currency, cause)
+        claim = claim_of_step("superseded", idempotency_key, content)
+        await _release_earlier(service, customer_id, asked.currency, cause, claim)
     lines = await _spendable(service, customer_id, asked.currency)
     offers = [(line, amount, ids.mint(PREFIX.rstrip("_"))) for line, amount in _spread(lines, wanted)]
     shown = {"storeCredits": [_element(*made) for made in offers]}
@@ -116,12 +122,15 @@ async def _spendable(service: Service, customer_id: str, currency: str) -> list[
     return await service.database.read(read)
 
 
-async def _release_earlier(service: Service, customer_id: str, currency: str, cause: Cause) -> None:
+async def _release_earlier(
+    service: Service, customer_id: str, currency: str, cause: Cause, claim: Claim | None
+) -> None:
+    """Under a claim once: what a retry finds may be a session that came of the first."""
     found = await service.database.read(queries.customer_holds, customer_id, currency)
-    if found:
-        holds = tuple(hold_id for hold_id, _ in found)
-        line_ids = tuple(dict.fromkeys(line_id for _, line_id in found))
-        await service.ledger.execute(ReleaseHolds(holds, line_ids, cause))
+    holds = tuple(hold_id for hold_id, _ in found)
+    line_ids = tuple(dict.fromkeys(line_id for _, line_id in found))
+    if holds or claim is not None:
+        await service.ledger.execute(ReleaseHolds(holds, line_ids, cause), claim=claim)
 
 
 def _spread(lines: list[LineFigures], wanted: int | None) -> list[tuple[LineFigures, int]]:
