@@ -95,7 +95,10 @@ class Database(Protocol):
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run the function in a transaction and commit it. Raises CommitFailed for COMMIT alone."""
+        """Run the function in a transaction and commit it. Raises CommitFailed for COMMIT alone.
+
+        After a COMMIT that succeeded, nothing is raised any more.
+        """
 
     async def close(self) -> None:
         """Give all connections back."""

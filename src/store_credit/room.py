@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,7 @@ class Room:
         self._idle[connection] = None
 
     def wait_for_reader(self, connection: Closable) -> None:
-        """Its client does not take its answers."""
+        """Its client is behind with its answers: it does not read them, or slower than they are made."""
         self._unread[connection] = None
 
     def read_again(self, connection: Closable) -> None:
@@ -42,10 +43,10 @@ class Room:
 
     def make(self) -> None:
         """Close a connection, if one can be: rather one without a request than one without a reader."""
-        for longest in (*self._idle, *self._unread):
+        longest = next(chain(self._idle, self._unread), None)
+        if longest is not None:
             self.forget(longest)
             longest.drop()
-            return
 
 
 _rooms: WeakKeyDictionary[ServerState, Room] = WeakKeyDictionary()

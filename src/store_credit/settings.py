@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     client_timeout: Duration = timedelta(seconds=10)
     """The longest that a client takes to send the head of a request, and again its body."""
     connections: int = Field(800, ge=10, le=100_000)
-    """Open connections of one process; those that wait longest for a request make room for new ones."""
+    """Open connections of one process; those that wait longest for their clients make room for new ones."""
     sweep_interval: Duration = timedelta(seconds=5)
     """How often holds and lines past their time are looked for."""
     metrics_role: Literal["none", "reader"] = "none"

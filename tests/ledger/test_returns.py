@@ -93,6 +93,14 @@ TOLD: dict[str, tuple[list[Return], int]] = {
         [give_back(refunds={"a": "5"}), give_back(refunds=["5"], charge="A")],
         5_00,
     ),
+    "an id under two charges": (
+        [
+            give_back(refunds={"a": "5"}, charge="A"),
+            give_back(refunds={"b": "2"}, charge="A"),
+            give_back(refunds={"a": "5"}, charge="B"),
+        ],
+        7_00,
+    ),
     "charge cancelled": ([give_back(captured="0")], 20_00),
     "charge cancelled but for a capture": ([give_back(captured="12")], 8_00),
     "cancels, then the charge": ([give_back(cancels={"a": "5"}), give_back(captured="12")], 8_00),

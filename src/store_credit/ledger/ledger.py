@@ -1,8 +1,8 @@
 """The one way into the ledger: group commit.
 
-Works that arrive while a transaction is in flight wait for the next one; that transaction then
-carries all of them. A batch of one is the ordinary case under light load and costs no waiting. After
-COMMIT, and only then, each caller gets its result.
+Works that arrive while a transaction is in flight wait for the next one, which carries all of them, or the
+half when there are many: see `turns`. A batch of one is the ordinary case under light load and costs no
+waiting. After COMMIT, and only then, each caller gets its result.
 """
 
 from __future__ import annotations
@@ -36,12 +36,6 @@ from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, W
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 QUEUE_MAX = 4_096
-WAIT_SECONDS_MAX = 0.2
-"""When a work would wait longer, by the pace of late, the ledger is crowded."""
-PACE_WORKS_MIN = 16
-"""Smaller batches tell how fast the ledger is at least, and not how slow."""
-SQLITE_GROUP_MAX = 24
-"""There only COMMIT leaves the interpreter to the requests of others: it is over after about so many."""
 TRIES_MAX = 8
 PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Pauses between the tries of a batch whose transaction failed for a passing reason, at the most.
@@ -88,16 +82,16 @@ class Ledger:
         self._clock = clock or _system_time
         self._deadline_seconds = deadline_seconds
         self._on_commit = on_commit
-        self._turns = Turns(SQLITE_GROUP_MAX) if database.dialect == "sqlite" else Turns()
+        # SQLite works in this very process: there is less to be done meanwhile than a COMMIT more costs.
+        self._turns = Turns(groups=database.dialect == "postgresql")
         self._drain: asyncio.Task[None] | None = None
         self._deadlines = Deadlines()
         self._locked = LockedNames()
-        self._seconds_per_work = 0.0
 
     @property
     def is_crowded(self) -> bool:
         """Whether a work that came now would wait for too long; asked before a request costs anything."""
-        return len(self._turns) * self._seconds_per_work > WAIT_SECONDS_MAX
+        return self._turns.is_crowded
 
     async def execute(
         self,
@@ -143,11 +137,6 @@ class Ledger:
         finally:
             self._turns.tell()
             self._drain = None
-
-    def _learn_pace(self, works: int, seconds: float) -> None:
-        pace = seconds / works
-        if works >= PACE_WORKS_MIN or pace < self._seconds_per_work:
-            self._seconds_per_work += (pace - self._seconds_per_work) / 4
 
     async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
         try:
@@ -222,7 +211,7 @@ class Ledger:
                 assert unknown
                 return unknown
             seconds = time.perf_counter() - started
-            self._learn_pace(len(batch), seconds)
+            self._turns.took(len(batch), seconds)
             self._observe(len(batch), seconds)
             return list(zip(batch, results, strict=True))
         return []
@@ -240,8 +229,8 @@ class Ledger:
     ) -> Sequence[Result | Exception] | None:
         """Load, decide and save, within a transaction. None: the batch was committed before.
 
-        `in_doubt`: whether that may be. Works whose deadline passed while rows were waited for are left
-        out.
+        `in_doubt`: whether an earlier try may have been committed. Works whose deadline passed while rows
+        were waited for are left out.
         """
         if in_doubt and not store.claim_batch(connection, batch_id, self.now_within(connection)):
             return None

@@ -3,8 +3,8 @@
 For each kind, what came back is the largest of what can be told: the sum over the distinct ids ever seen,
 each at its largest amount; the largest total of one payload; and the sum over the charges that are named,
 each by its ids or its own largest total. So repeated, reordered and cumulative payloads come out right,
-with ids or without, and partial ones where something tells them apart. Of a cancelled charge all came back
-that was not captured, whether or not its cancels say so.
+with ids or without, and partial ones with ids, or where each tells of another charge. Of a cancelled charge
+all came back that was not captured, whether or not its cancels say so.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class Returned:
         total = sum(amount for _, amount, _ in parts)
         return Returned(by_id, max(self.largest_total, total))
 
-    def with_charges(self, charge_of: Mapping[str, str], *by_charge: Amounts) -> int:
+    def amount_with(self, charge_of: Mapping[str, str], *by_charge: Amounts) -> int:
         """The amount, or what the named charges come to, if that is more.
 
-        `by_charge` is what else is known of each charge: all of it tells of the same money.
+        `by_charge` is what else is known of each charge: all of it tells of the same money. What has an id
+        and no charge may be part of any of them, and is not added to theirs.
         """
         charges: Counter[str] = Counter()
         for part_id, amount in self.by_id.items():
@@ -83,10 +84,10 @@ class Source:
     uncaptured: Amounts = field(default_factory=dict)
     """Of each cancelled charge: what was not captured, the largest ever told."""
     charge_of: Mapping[str, str] = field(default_factory=dict)
-    """The charges that the cancels belong to; both by their ids."""
+    """The charges that the cancels belong to; both by their ids. The smallest, if several were told."""
     refund_charge_of: Mapping[str, str] = field(default_factory=dict)
     cancel_totals: Amounts = field(default_factory=dict)
-    """Of each charge: the largest total of its cancels in one payload."""
+    """Of each charge: the largest total of its cancels in one payload that tells some without ids."""
     refund_totals: Amounts = field(default_factory=dict)
     everything: bool = False
     parked_at: datetime | None = None
@@ -104,8 +105,8 @@ class Source:
         if self.everything:
             return deducted
         rest = deducted - self.captured if self.captured is not None else 0
-        cancelled = self.cancelled.with_charges(self.charge_of, self.cancel_totals, self.uncaptured)
-        refunded = self.refunded.with_charges(self.refund_charge_of, self.refund_totals)
+        cancelled = self.cancelled.amount_with(self.charge_of, self.cancel_totals, self.uncaptured)
+        refunded = self.refunded.amount_with(self.refund_charge_of, self.refund_totals)
         return min(deducted, max(cancelled, rest) + refunded)
 
     def merged(self, told: Told) -> Source:
@@ -117,8 +118,8 @@ class Source:
             refunded=self.refunded.merged(told.refunds),
             captured=min(captures, default=None),
             uncaptured=_largest(self.uncaptured, told.uncaptured),
-            charge_of={**_charge_of(told.cancels), **self.charge_of},
-            refund_charge_of={**_charge_of(told.refunds), **self.refund_charge_of},
+            charge_of=_with_charge_of(self.charge_of, told.cancels),
+            refund_charge_of=_with_charge_of(self.refund_charge_of, told.refunds),
             cancel_totals=_largest(self.cancel_totals, _totals(told.cancels)),
             refund_totals=_largest(self.refund_totals, _totals(told.refunds)),
         )
@@ -133,13 +134,19 @@ def _largest(*told: Amounts) -> dict[str, int]:
     return largest
 
 
-def _charge_of(parts: Parts) -> dict[str, str]:
-    return {part_id: charge_id for part_id, _, charge_id in parts if part_id and charge_id}
+def _with_charge_of(known: Mapping[str, str], parts: Parts) -> dict[str, str]:
+    charge_of = dict(known)
+    for part_id, _, charge_id in parts:
+        if part_id is not None and charge_id is not None:
+            charge_of[part_id] = min(charge_id, charge_of.get(part_id, charge_id))
+    return charge_of
 
 
 def _totals(parts: Parts) -> Amounts:
+    """Of each charge that has a part without an id: the total. What has ids adds up by these."""
+    nameless = {charge_id for part_id, _, charge_id in parts if part_id is None}
     totals: Counter[str] = Counter()
     for _, amount, charge_id in parts:
-        if charge_id is not None:
+        if charge_id is not None and charge_id in nameless:
             totals[charge_id] += amount
     return totals

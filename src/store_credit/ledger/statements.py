@@ -29,6 +29,13 @@ CLAIM_BATCH = Query(
     [ledger_batch.c.id],
 )
 
+_BY_INDEX = ", ".join(
+    f"set_config('{way}', 'off', true)" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
+)
+"""Until the transaction ends: what follows names its rows, and looks them up by an index, also while
+PostgreSQL knows nothing of its tables' sizes yet. What comes first, whatever that is, sets it: it asks for
+rows by unique names."""
+
 # The update changes nothing: it makes a row that is there, in its newest version, locked and returned.
 _LOCK_SOURCES = (
     "INSERT INTO source (id) SELECT {ids} ON CONFLICT (id) DO UPDATE SET id = excluded.id"
@@ -36,7 +43,7 @@ _LOCK_SOURCES = (
 )
 
 LOCK_SOURCES = Query(
-    _LOCK_SOURCES.format(ids="unnest(:ids)"),
+    _LOCK_SOURCES.format(ids=f"unnest(:ids) FROM (SELECT {_BY_INDEX}) AS by_index"),
     [source.c.id, source.c.told, source.c.order_id, source.c.parked_at],
     {"ids": "text"},
     sqlite=_LOCK_SOURCES.format(ids="value FROM json_each(:ids) WHERE true"),
@@ -82,12 +89,6 @@ _LOCKED_LINES = (
     f"SELECT {_names(_LINE)} FROM credit_line"
     " WHERE upstream_key = ANY(:keys) OR id = ANY(:ids) ORDER BY id FOR UPDATE"
 )
-
-_BY_INDEX = ", ".join(
-    f"set_config('{way}', 'off', true)" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
-)
-"""Until the transaction ends: what follows names its rows, and looks them up by an index, also while
-PostgreSQL knows nothing of its tables' sizes yet."""
 
 LINES = Query(
     # The outer part runs after each row was locked: its clock is later than any wait for a lock.

@@ -80,7 +80,11 @@ class Claimed:
 
 
 def marker(batch_id: str, now: datetime) -> Record:
-    """What a transaction leaves behind, so that after a COMMIT of unknown fate it can be told."""
+    """What a transaction leaves behind, so that after a COMMIT of unknown fate it can be told.
+
+    It goes with the last rows before COMMIT: whoever is in doubt about one finds its marker, or waits for
+    it; and what failed before COMMIT can not have happened.
+    """
     return ledger_batch, {"id": batch_id, "created_at": now}, "refuse"
 
 

@@ -1,14 +1,19 @@
 """Whose works the next transaction carries, and when those of the one before get their answers.
 
-Callers that are answered together ask again together. While the database works on what they ask, the
-process would have nothing to do: so many callers are served in two groups that take turns. One group's
-answers go out when the other's rows are on their way, and its next requests are read meanwhile.
+Callers that are answered together ask again together. So after a batch of several, a transaction waits a
+moment for its callers to come back, or the first of them would be served alone.
+
+While the database works, the process has nothing to do. Therefore many callers are served in two groups
+that take turns: a complete group begins before the other one is answered, and that one's answers go out
+when the database has the longest to do; its next requests are read meanwhile. When the database is so slow
+that it is the one to be waited for, all are served together, as few transactions are best then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 
 from store_credit.ledger.works import Pending, Result, answer, waiting
@@ -18,42 +23,59 @@ Answer = tuple[Pending, Result | Exception]
 BATCH_MAX = 256
 COMMANDS_MAX = 512
 """After so many a batch takes no more works: an event may have hundreds of them."""
-GROUPS_MIN = 16
-"""So many callers are worth two groups; fewer are served in as few transactions as can be."""
+CALLERS_MIN = 16
+"""Fewer are not worth two groups."""
+WORK_SHARE = 0.7
+"""What a work costs within a transaction, of what its request costs outside, about."""
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
 KEPT_SECONDS_MAX = 0.01
 """How long answers wait for the next transaction to come so far."""
+WAIT_SECONDS_MAX = 0.2
+"""When a work would wait longer, by the pace of late, the queue is crowded."""
+PACE_WORKS_MIN = 16
+"""Smaller batches tell how fast the ledger is at least, and not how slow."""
 
 
 class Turns:
     """The queue of works, served in batches, and the answers that are kept back for a moment."""
 
-    def __init__(self, group_max: int = BATCH_MAX) -> None:
-        """`group_max`: of larger groups, the requests could not be read while the database works."""
-        self._group_max = group_max
-        self._queue: deque[Pending] = deque()
-        self._kept: list[Answer] = []
-        self._alarm: asyncio.TimerHandle | None = None
+    def __init__(self, *, groups: bool = True) -> None:
+        """Without `groups` all callers are served together, however many they are."""
+        self._groups = groups
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._complete = asyncio.Event()
+        self._queue: deque[Pending] = deque()
         self._wanted = 1
         self._most = BATCH_MAX
+        self._complete = asyncio.Event()
+        self._kept: list[Answer] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._seconds: float | None = None
+        self._told = 0
+        self._told_at = 0.0
+        self._seconds_per_request = 0.0
+        self._seconds_per_work = 0.0
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a work that came now would wait for too long."""
+        return len(self._queue) * self._seconds_per_work > WAIT_SECONDS_MAX
 
     def add(self, pending: Pending) -> None:
         self._queue.append(pending)
         if len(self._queue) >= self._wanted:
             self._complete.set()
+            self._learn_requests()
 
     async def next(self) -> list[Pending]:
         """The next batch, without those whose callers are gone or past their deadline; none: the end.
 
-        After a batch of several it waits a moment for as many again, or the first of them would be
-        served alone, and all others wait for its transaction. A lone caller waits for nobody.
+        A lone caller waits for nobody.
         """
+        self._loop = asyncio.get_running_loop()
         if len(self._queue) < self._wanted and self._wanted > 1:
             self._complete.clear()
             with contextlib.suppress(TimeoutError):
@@ -64,17 +86,23 @@ class Turns:
             self._wanted, self._most = 1, BATCH_MAX
         return batch
 
+    def took(self, works: int, seconds: float) -> None:
+        """A transaction with so many works was committed."""
+        self._seconds = seconds
+        pace = seconds / works
+        if works >= PACE_WORKS_MIN or pace < self._seconds_per_work:
+            self._seconds_per_work += (pace - self._seconds_per_work) / 4
+
     def served(self, answers: list[Answer]) -> None:
-        """A transaction is over. Its callers are answered now, or shortly when the others are complete."""
+        """A transaction is over. Its callers are answered now, or shortly if the others are complete."""
         self._kept += answers
         callers = len(answers) + len(self._queue)
-        in_groups = callers >= GROUPS_MIN
-        self._wanted = min((callers + 1) // 2, self._group_max) if in_groups else len(answers)
-        self._most = self._wanted if in_groups else BATCH_MAX
+        in_groups = self._are_groups_faster(callers, len(answers))
+        self._most = min((callers + 1) // 2, BATCH_MAX) if in_groups else BATCH_MAX
+        self._wanted = min(callers if callers >= CALLERS_MIN else len(answers), self._most)
         if not in_groups or len(self._queue) < self._wanted:
             self.tell()
-        elif self._alarm is None:
-            self._loop = asyncio.get_running_loop()
+        elif self._alarm is None and self._loop is not None:
             self._alarm = self._loop.call_later(KEPT_SECONDS_MAX, self.tell)
 
     def tell(self) -> None:
@@ -83,6 +111,7 @@ class Turns:
             self._alarm.cancel()
             self._alarm = None
         kept, self._kept = self._kept, []
+        self._told, self._told_at = len(kept), time.perf_counter()
         for pending, result in kept:
             answer(pending.future, result)
 
@@ -99,3 +128,20 @@ class Turns:
                 batch.append(pending)
                 commands += len(pending.work.commands)
         return batch
+
+    def _are_groups_faster(self, callers: int, works: int) -> bool:
+        """Whether a transaction, but for what its works cost in it, is over before all callers are read.
+
+        With two groups there is one transaction more in a round, and all reading beside them.
+        """
+        seconds, self._seconds = self._seconds, None
+        if not self._groups or callers < CALLERS_MIN or seconds is None:
+            return False
+        return seconds < (callers + WORK_SHARE * works) * self._seconds_per_request
+
+    def _learn_requests(self) -> None:
+        """How long it takes to answer a request and to read the next, when many are answered together."""
+        if self._told >= CALLERS_MIN // 2:
+            seconds = (time.perf_counter() - self._told_at) / self._told
+            self._seconds_per_request += (seconds - self._seconds_per_request) / 4
+        self._told = 0

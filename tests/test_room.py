@@ -1,0 +1,72 @@
+"""Who is closed when there is no room left for another connection."""
+
+from __future__ import annotations
+
+from store_credit.room import Room
+
+
+class Connection:
+    def __init__(self, name: str, dropped: list[str]) -> None:
+        self.name = name
+        self._dropped = dropped
+
+    def drop(self) -> None:
+        self._dropped.append(self.name)
+
+
+class Rooms:
+    """A room, connections in it by their names, and those that were dropped, in their order."""
+
+    def __init__(self) -> None:
+        self.room = Room()
+        self.dropped: list[str] = []
+        self._connections: dict[str, Connection] = {}
+
+    def __getitem__(self, name: str) -> Connection:
+        return self._connections.setdefault(name, Connection(name, self.dropped))
+
+    def make(self, times: int = 1) -> list[str]:
+        for _ in range(times):
+            self.room.make()
+        return self.dropped
+
+
+def test_when_all_are_served_none_is_dropped() -> None:
+    rooms = Rooms()
+    rooms.room.wait_for_request(rooms["a"])
+    rooms.room.busy(rooms["a"])
+    assert rooms.make() == []
+
+
+def test_who_waits_longest_for_a_request_goes_first() -> None:
+    rooms = Rooms()
+    for name in ("a", "b", "c"):
+        rooms.room.wait_for_request(rooms[name])
+    rooms.room.busy(rooms["a"])
+    rooms.room.wait_for_request(rooms["a"])
+    assert rooms.make(4) == ["b", "c", "a"]
+
+
+def test_who_has_nothing_to_do_goes_before_who_is_behind() -> None:
+    rooms = Rooms()
+    rooms.room.wait_for_reader(rooms["behind"])
+    rooms.room.wait_for_request(rooms["idle"])
+    assert rooms.make(3) == ["idle", "behind"]
+
+
+def test_who_reads_again_is_spared_and_goes_to_the_end() -> None:
+    rooms = Rooms()
+    for name in ("a", "b", "c"):
+        rooms.room.wait_for_reader(rooms[name])
+    rooms.room.read_again(rooms["a"])
+    rooms.room.read_again(rooms["b"])
+    rooms.room.wait_for_reader(rooms["a"])
+    assert rooms.make(3) == ["c", "a"]
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    rooms = Rooms()
+    rooms.room.wait_for_request(rooms["a"])
+    rooms.room.wait_for_reader(rooms["a"])
+    rooms.room.forget(rooms["a"])
+    assert rooms.make() == []
