@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
+from store_credit import room
 from store_credit.room import Room
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "UNREAD_SECONDS", 0)
 
 
 class Connection:
@@ -52,6 +60,13 @@ def test_who_has_nothing_to_do_goes_before_who_is_behind() -> None:
     rooms.room.wait_for_reader(rooms["behind"])
     rooms.room.wait_for_request(rooms["idle"])
     assert rooms.make(3) == ["idle", "behind"]
+
+
+def test_who_is_only_slower_than_we_are_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "UNREAD_SECONDS", 60)
+    rooms = Rooms()
+    rooms.room.wait_for_reader(rooms["slow"])
+    assert rooms.make() == []
 
 
 def test_who_reads_again_is_spared_and_goes_to_the_end() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from uvicorn.server import ServerState
+
+UNREAD_SECONDS = 2.0
+"""A client that reads nothing for so long is not just slower than we are."""
 
 
 class Closable(Protocol):
@@ -19,7 +23,7 @@ class Room:
 
     def __init__(self) -> None:
         self._idle: dict[Closable, None] = {}
-        self._unread: dict[Closable, None] = {}
+        self._unread: dict[Closable, float] = {}
 
     def wait_for_request(self, connection: Closable) -> None:
         """It has nothing to do, from now on."""
@@ -27,8 +31,8 @@ class Room:
         self._idle[connection] = None
 
     def wait_for_reader(self, connection: Closable) -> None:
-        """Its client is behind with its answers: it does not read them, or slower than they are made."""
-        self._unread[connection] = None
+        """From now on there is no room for more of its answers, until its client reads some of them."""
+        self._unread[connection] = time.monotonic()
 
     def read_again(self, connection: Closable) -> None:
         self._unread.pop(connection, None)
@@ -43,7 +47,9 @@ class Room:
 
     def make(self) -> None:
         """Close a connection, if one can be: rather one without a request than one without a reader."""
-        longest = next(chain(self._idle, self._unread), None)
+        since = time.monotonic() - UNREAD_SECONDS
+        unread = (connection for connection, at in self._unread.items() if at <= since)
+        longest = next(chain(self._idle, unread), None)
         if longest is not None:
             self.forget(longest)
             longest.drop()
