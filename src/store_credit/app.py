@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import multiprocessing
 import os
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import FastAPI
 
-from store_credit import __version__, credentials, health, schema, settings
+from store_credit import __version__, credentials, health, process, schema, settings
 from store_credit.callouts.routes import add_callout
 from store_credit.credentials import Credential, Role, hashed, hasher
 from store_credit.crowd import Crowd
@@ -49,9 +46,6 @@ CREDENTIALS_SECONDS = 1.0
 
 _OF_SETTINGS = "setting:"
 """How the ids of the environment's credentials begin."""
-
-GC_THRESHOLDS = (50_000, 20, 20)
-"""Allocations between collections of young objects, and how many of those between older ones."""
 
 _TAKEN_PATHS = (
     *("/credit-lines", "/customers", "/decisions", "/exports", "/holds", "/reports", "/sessions"),
@@ -120,18 +114,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         cleanup.push_async_callback(service.database.close)
         cleanup.push_async_callback(service.ledger.close)
         cleanup.callback(service.authenticator.close)
+        process.spare_memory()
         await _check_schema(service)
         of_settings = _credentials_of(service.settings)
         await _load_credentials(service, of_settings)
         _check_credentials(service)
         _tell_unknown_settings()
-        cleanup.callback(_stop_with_parent())
+        cleanup.callback(process.stop_with_parent())
         tasks = [
             asyncio.create_task(_keep_credentials(service, of_settings, stopped)),
             asyncio.create_task(keep_sweeping(service.ledger, service.settings.sweep_interval, stopped)),
             asyncio.create_task(_keep_inbox(service, stopped)),
         ]
-        _spare_the_collector()
+        process.spare_the_collector()
         yield {"settings": service.settings}
         stopped.set()
         await asyncio.gather(*tasks)
@@ -141,36 +136,6 @@ def _tell_unknown_settings() -> None:
     """A typo in a setting must be seen, most of all where it leaves something less safe."""
     for name in settings.unknown(os.environ):
         log.warning("unknown_setting", name=name)
-
-
-def _stop_with_parent() -> Callable[[], object]:
-    """Let a worker whose parent is killed stop as if it was told to, instead of serving on for ever.
-
-    Returns what ends the watch.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return lambda: None
-    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
-
-    def stop() -> None:
-        loop.remove_reader(sentinel)
-        log.warning("parent_gone", note="the worker stops")
-        signal.raise_signal(signal.SIGTERM)
-
-    loop.add_reader(sentinel, stop)
-    return lambda: loop.remove_reader(sentinel)
-
-
-def _spare_the_collector() -> None:
-    """Keep Python's garbage collector from walking through all modules again and again.
-
-    What is loaded stays for good, and requests leave next to no cycles behind: full collections cost a
-    third of the time under load, and pauses of 50 ms.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _check_schema(service: Service) -> None:
