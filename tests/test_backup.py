@@ -99,7 +99,9 @@ async def load(server: Server, upstream_id: str) -> AsyncIterator[Record]:
 def documented_commands(program: str) -> list[str]:
     """The lines of the page for operations that begin with this program's, in one block."""
     page = (PROJECT / "docs" / "operations.md").read_text()
-    (block,) = [one for one in re.findall(r"^```console\n(.*?)^```", page, re.M | re.S) if f"$ {program}" in one]
+    (block,) = [
+        one for one in re.findall(r"^```console\n(.*?)^```", page, re.M | re.S) if f"$ {program}" in one
+    ]
     return [line.removeprefix("$ ") for line in block.splitlines()]
 
 

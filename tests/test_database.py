@@ -10,7 +10,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from store_credit.database import CommitFailed, Database, InvalidUrl, connect, is_passing, is_race
+from store_credit.database import Database, InvalidUrl, connect
+from store_credit.failures import CommitFailed, is_passing, is_race
 
 
 def leave(connection: Connection, name: str) -> str:

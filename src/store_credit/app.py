@@ -19,7 +19,8 @@ from store_credit import __version__, credentials, health, process, schema, sett
 from store_credit.callouts.routes import add_callout
 from store_credit.credentials import Credential, Role, hashed, hasher
 from store_credit.crowd import Crowd
-from store_credit.database import InvalidUrl, connect, is_passing
+from store_credit.database import InvalidUrl, connect
+from store_credit.failures import is_passing
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Clock, Ledger
 from store_credit.ledger.refusals import Unavailable

@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from store_credit.database import is_passing
 from store_credit.errors import (
     ApiError,
     BadRequest,
@@ -21,6 +20,7 @@ from store_credit.errors import (
     Problem,
     ServiceUnavailable,
 )
+from store_credit.failures import is_passing
 from store_credit.ledger.refusals import (
     AlreadyExists,
     KeyReused,

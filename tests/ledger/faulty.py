@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from store_credit.database import CommitFailed, Database
+from store_credit.database import Database
+from store_credit.failures import CommitFailed
 
 
 class Fault(Enum):

@@ -19,14 +19,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
-from store_credit.database import (
-    COMMAND_TIMEOUT_SECONDS,
-    Database,
-    InvalidUrl,
-    complaint,
-    connect,
-    is_passing,
-)
+from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect
+from store_credit.failures import complaint, is_passing
 from store_credit.fields import instant
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Ledger

@@ -21,7 +21,8 @@ from sqlalchemy import Connection
 
 from store_credit import bulk, ids
 from store_credit.bulk import Record
-from store_credit.database import CommitFailed, Database, is_locked, is_passing, is_race
+from store_credit.database import Database
+from store_credit.failures import CommitFailed, is_locked, is_passing, is_race
 from store_credit.ledger import rules, store
 from store_credit.ledger.book import Book
 from store_credit.ledger.commands import Command, Policy

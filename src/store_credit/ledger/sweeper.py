@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-from store_credit.database import is_passing
+from store_credit.failures import is_passing
 from store_credit.ledger import store
 from store_credit.ledger.commands import Settle
 from store_credit.ledger.ledger import Ledger
