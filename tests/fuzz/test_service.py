@@ -194,18 +194,19 @@ class Service(RuleBasedStateMachine):
         made = {"id": f"charge {number}", "amount": known.amount / 100, "orderId": self.order_id(name)}
         return charge(self.own + name) | made | {kind: parts(amounts) for kind, amounts in lists.items()}
 
-    @rule(pick=picks, count=some, share=st.integers(1, 90), total=st.booleans())
-    def refund(self, pick: int, count: int, share: int, total: bool) -> None:
-        """So many of its refunds were told: with ids, or as an order's total of them so far."""
+    @rule(pick=picks, count=some, second=st.booleans(), total=st.booleans())
+    def refund(self, pick: int, count: int, second: bool, total: bool) -> None:
+        """So many refunds of one of its charges were told: with ids, or without by its order."""
         name = self.picked(pick)
         known = self.model.sources[self.own + name]
-        amounts = {part: max(1, known.amount * 30 // 100) for part in PARTS[:count]}
+        number = len(known.charges) - 1 if second else 0
+        amounts = {f"r{number}-{part}": max(1, known.amount * 20 // 100) for part in PARTS[:count]}
         about = {part: amount / 100 for part, amount in amounts.items()}
         if total:
-            charges = [charge(self.own + name, refunds=list(about.values()))]
+            charges = [self.charge_told(name, number, refunds=list(about.values()))]
             told = order_told("order.refunded", self.event_id(), charges=charges, id=self.order_id(name))
         else:
-            made = self.charge_told(name, 0, refunds=about)
+            made = self.charge_told(name, number, refunds=about)
             told = event("order.charge.refund.complete", made, self.event_id())
         known.refunds |= amounts
         self.tell_of(name, told)
