@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 
@@ -91,11 +90,8 @@ def test_who_is_gone_is_forgotten() -> None:
     assert rooms.make() == []
 
 
-async def test_what_closed_connections_leave_is_collected_now_and_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_closed_connections_leave_is_collected_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CLOSED_PER_COLLECTION", 10)
-    monkeypatch.setattr(room, "COLLECTION_SECONDS", 0)
     rooms = Rooms()
     gone: list[weakref.ref[Connection]] = []
     gc.disable()
@@ -107,8 +103,7 @@ async def test_what_closed_connections_leave_is_collected_now_and_then(
             rooms.room.wait_for_request(connection)
             rooms.room.closed(connection)
             del connection
-        assert all(one() is not None for one in gone)
-        await asyncio.sleep(0.01)
-        assert all(one() is None for one in gone)
+        alive = [one for one in gone if one() is not None]
+        assert len(alive) <= 1, "of all but the last, whose end it was"
     finally:
         gc.enable()

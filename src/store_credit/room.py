@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import time
 from itertools import chain
@@ -13,8 +12,6 @@ from uvicorn.server import ServerState
 
 CLOSED_PER_COLLECTION = 1_000
 """Each leaves its parser, protocol and transport, which know each other."""
-COLLECTION_SECONDS = 3.0
-"""A collection takes some tenths of a second among thousands of connections: once, when many have gone."""
 UNREAD_SECONDS = 2.0
 """A client that reads nothing for so long is not just slower than we are."""
 
@@ -56,8 +53,8 @@ class Room:
         """It is gone. What it leaves behind are cycles, which the rare collections would let pile up."""
         self.forget(connection)
         self._closed += 1
-        if self._closed == CLOSED_PER_COLLECTION:
-            asyncio.get_running_loop().call_later(COLLECTION_SECONDS, self._collect)
+        if self._closed % CLOSED_PER_COLLECTION == 0:
+            gc.collect()
 
     def make(self) -> None:
         """Close a connection, if one can be: rather one without a request than one without a reader."""
@@ -67,10 +64,6 @@ class Room:
         if longest is not None:
             self.forget(longest)
             longest.drop()
-
-    def _collect(self) -> None:
-        self._closed = 0
-        gc.collect()
 
 
 _rooms: WeakKeyDictionary[ServerState, Room] = WeakKeyDictionary()
