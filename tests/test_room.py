@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-
 import pytest
 
 from store_credit import room
@@ -88,22 +85,3 @@ def test_who_is_gone_is_forgotten() -> None:
     rooms.room.wait_for_reader(rooms["a"])
     rooms.room.forget(rooms["a"])
     assert rooms.make() == []
-
-
-def test_what_closed_connections_leave_is_collected_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CLOSED_PER_COLLECTION", 10)
-    rooms = Rooms()
-    gone: list[weakref.ref[Connection]] = []
-    gc.disable()
-    try:
-        for number in range(10):
-            connection = Connection(f"{number}", [])
-            connection.itself = connection  # type: ignore[attr-defined]
-            gone.append(weakref.ref(connection))
-            rooms.room.wait_for_request(connection)
-            rooms.room.closed(connection)
-            del connection
-        alive = [one for one in gone if one() is not None]
-        assert len(alive) <= 1, "of all but the last, whose end it was"
-    finally:
-        gc.enable()

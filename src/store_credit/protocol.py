@@ -89,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._room.closed(self)
+        self._room.forget(self)
         self._cancel_stage_timer()
         self._unset_keepalive_if_required()
         self.transport.lost()

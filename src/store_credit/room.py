@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from itertools import chain
 from typing import Protocol
@@ -10,8 +9,6 @@ from weakref import WeakKeyDictionary
 
 from uvicorn.server import ServerState
 
-CLOSED_PER_COLLECTION = 1_000
-"""Each leaves its parser, protocol and transport, which know each other."""
 UNREAD_SECONDS = 2.0
 """A client that reads nothing for so long is not just slower than we are."""
 
@@ -25,7 +22,6 @@ class Room:
     """The connections of one server that wait for their clients, those that have waited longest first."""
 
     def __init__(self) -> None:
-        self._closed = 0
         self._idle: dict[Closable, None] = {}
         self._unread: dict[Closable, float] = {}
 
@@ -48,13 +44,6 @@ class Room:
     def forget(self, connection: Closable) -> None:
         self.busy(connection)
         self.read_again(connection)
-
-    def closed(self, connection: Closable) -> None:
-        """It is gone. What it leaves behind are cycles, which the rare collections would let pile up."""
-        self.forget(connection)
-        self._closed += 1
-        if self._closed % CLOSED_PER_COLLECTION == 0:
-            gc.collect()
 
     def make(self) -> None:
         """Close a connection, if one can be: rather one without a request than one without a reader."""
