@@ -197,6 +197,28 @@ async def test_when_nobody_asks_any_more_the_groups_are_forgotten(monkeypatch: p
     assert await turns.next() == burst[:-1]
 
 
+async def test_a_caller_who_comes_after_a_pause_does_not_tell_what_a_request_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "JOIN_SECONDS_MAX", 0)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    turns = Turns()
+    many = pendings(40)
+    add(turns, many)
+    serve(turns, await turns.next())
+    answered(many)
+    assert await turns.next() == []
+
+    now = 3_600.0
+    add(turns, pendings(40))
+    batch = await turns.next()
+    add(turns, pendings(40))
+    serve(turns, batch, 1.0)
+
+    assert answered(batch) == 40, "a transaction of a second is slow, and no reason for two groups"
+
+
 async def test_those_past_their_deadline_take_no_place(patient: None) -> None:
     turns = Turns()
     late, in_time = pendings(5, seconds_left=-1), pendings(5)

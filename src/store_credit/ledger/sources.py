@@ -36,12 +36,9 @@ class Returned:
 
     def merged(self, parts: Parts) -> Returned:
         """This and one more payload. In whatever order payloads come, the result is the same."""
-        by_id = dict(self.by_id)
-        for part_id, amount, _ in parts:
-            if part_id is not None:
-                by_id[part_id] = max(amount, by_id.get(part_id, 0))
+        named = ({part_id: amount} for part_id, amount, _ in parts if part_id is not None)
         total = sum(amount for _, amount, _ in parts)
-        return Returned(by_id, max(self.largest_total, total))
+        return Returned(_largest(self.by_id, *named), max(self.largest_total, total))
 
     def amount_with(self, charge_of: Mapping[str, str], *by_charge: Amounts) -> int:
         """The amount, or what the named charges come to, if that is more.

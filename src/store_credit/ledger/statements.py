@@ -33,8 +33,8 @@ _BY_INDEX = ", ".join(
     f"set_config('{way}', 'off', true)" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 )
 """Until the transaction ends: what follows names its rows, and looks them up by an index, also while
-PostgreSQL knows nothing of its tables' sizes yet. What comes first, whatever that is, sets it: it asks for
-rows by unique names."""
+PostgreSQL knows nothing of its tables' sizes yet. The statements that lock rows set it; what may come
+before them asks by primary keys."""
 
 # The update changes nothing: it makes a row that is there, in its newest version, locked and returned.
 _LOCK_SOURCES = (

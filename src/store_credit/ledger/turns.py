@@ -83,7 +83,8 @@ class Turns:
                     await self._complete.wait()
         batch = self._take()
         if not batch:
-            self._wanted, self._most = 1, BATCH_MAX
+            # Whoever asks next comes of their own accord, and tells nothing of what a request costs.
+            self._wanted, self._most, self._told = 1, BATCH_MAX, 0
         return batch
 
     def took(self, works: int, seconds: float) -> None:

@@ -65,7 +65,7 @@ async def answered_before(
 
 
 def claim_of_step(step: str, key: str | None, request: Sequence[Any]) -> Claim | None:
-    """Makes a step of a request that has several happen once, by its name of at most 16 characters."""
+    """Makes a step of a request that has several happen once, by its name of at most 15 characters."""
     return Claim(f"{step}:{key}", _fingerprint(request), lambda _: "") if key is not None else None
 
 
