@@ -137,10 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except ApiError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
-            # An error of ours, raised while it parses, comes as the context of one of the parser's.
-            ours = error.__context__
-            problem = Problem("invalid_format", "This is not a valid HTTP request.")
-            self._refuse(ours if isinstance(ours, ApiError) else BadRequest(problem))
+            self._refuse(_of_ours(error))
 
     def _feed(self, data: bytes) -> bytes:
         """Parse it, and return what is to be parsed next: all after an `Upgrade`, which is ignored."""
@@ -284,3 +281,13 @@ class BoundedProtocol(HttpToolsProtocol):
         status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode("ascii")
         lines = [status, *(name + b": " + value for name, value in headers)]
         return b"\r\n".join([*lines, b"", bytes(answer.body)])
+
+
+def _of_ours(error: httptools.HttpParserError) -> ApiError:
+    """An error of ours, raised while it parses, comes as the context of one of the parser's.
+
+    Where it is raised it must not be kept: it knows its frame, and they would be a cycle.
+    """
+    ours = error.__context__
+    problem = Problem("invalid_format", "This is not a valid HTTP request.")
+    return ours if isinstance(ours, ApiError) else BadRequest(problem)

@@ -70,8 +70,13 @@ class LingeringTransport(asyncio.Transport):
             self._cancel()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection is gone.
+
+        The protocol and this know each other no more: what goes by itself need not wait for the rare
+        collections, in which time a flood of connections would pile up.
+        """
         self._is_ending = True
+        self._is_read = _gone
         self._cancel()
         self._transport.close()
 
@@ -96,3 +101,8 @@ class LingeringTransport(asyncio.Transport):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _gone() -> bool:
+    """There is nobody left who could send more."""
+    return True
