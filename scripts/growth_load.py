@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from bench_requests import Access, BenchFailed
+from bench_load import BenchFailed
+from bench_requests import Access
 
 from store_credit.settings import CALLOUT_PATH
 from store_credit.webhooks import signature

@@ -66,7 +66,7 @@ async def _left(sent: bytes, settings: Settings) -> int:
             if sent in ANSWERED.values():
                 assert await reader.readuntil(b"\r\n\r\n")
             writer.close()
-        while state.connections or state.tasks or len(watched) < 3:
+        while state.connections or state.tasks or len(watched) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
     # What was scheduled with the last one's end has its turn.
     await asyncio.sleep(0)

@@ -8,7 +8,8 @@ where there is no trip, the driver repeats a statement for each table's rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -22,9 +23,19 @@ Conflict = Literal["refuse", "skip", "replace", "update"]
 """What becomes of a known primary key. With `update` nothing is inserted: the row of that key changes."""
 
 Record = tuple[Table, Row, Conflict]
+Statement = tuple[str, tuple[Any, ...]]
+"""For the driver, with its values."""
 
 _Shape = tuple[Table, Conflict, tuple[str, ...]]
 _Group = tuple[_Shape, list[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions, PostgreSQL's `xmin`, in which some rows of a table were read, by their primary keys."""
+
+    table: Table
+    of: Mapping[str, str]
 
 
 def write(
@@ -49,6 +60,27 @@ def write(
             connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
         if meanwhile is not None:
             meanwhile()
+
+
+def if_unchanged(
+    first: Iterable[Record], versions: Versions, records: Iterable[Record]
+) -> Statement | None:
+    """The statement of PostgreSQL that writes the records if the rows still have these versions.
+
+    It needs no transaction around it, and tells in one row whether that was so: what comes `first` is
+    written in any case, then the rows are locked in the order of their keys and looked at. A row that
+    somebody else has locked counts as changed, and is not waited for. None when the records take more than
+    one statement.
+    """
+    before, after = _grouped(first), _grouped(records)
+    groups = [*before, *after]
+    if len(_statements(groups)) > 1:
+        return None
+    keys = sorted(versions.of)
+    values: list[Any] = [value for _, rows in groups for value in (_encode(rows), len(rows))]
+    values += [keys, [versions.of[key] for key in keys]]
+    shapes = tuple(shape for shape, _ in groups)
+    return _guarded(shapes, len(before), versions.table), tuple(values)
 
 
 def _grouped(records: Iterable[Record]) -> list[_Group]:
@@ -84,25 +116,63 @@ def _statements(groups: Iterable[_Group]) -> list[list[_Group]]:
 
 @lru_cache(maxsize=256)
 def _combined(shapes: tuple[_Shape, ...]) -> str:
-    """One statement for all. Each part waits for the one before, so that locks are taken in this order.
-
-    The limits limit nothing: they tell the planner how few rows there are.
-    """
-    parts = []
-    for number, (table, conflict, names) in enumerate(shapes, start=1):
-        document, count = f"${2 * number - 1}", f"${2 * number}"
-        rows = f"(SELECT * FROM json_populate_recordset(NULL::{table.name}, {document}) LIMIT {count}) AS v"
-        after = f"(SELECT count(*) FROM w{number - 1}) >= 0" if number > 1 else "true"
-        if conflict == "update":
-            sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))
-            same = f"{table.name}.{_key(table)} = v.{_key(table)}"
-            change = f"UPDATE {table.name} SET {sets} FROM {rows} WHERE {same} AND {after}"
-        else:
-            columns = ", ".join(names)
-            change = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {rows} WHERE {after}"
-            change += _on_conflict(table, names, conflict)
-        parts.append(f"w{number} AS ({change} RETURNING 1)")
+    """One statement for all. Each part waits for the one before, so that locks are taken in this order."""
+    parts = [
+        _part(number, shape, _after(number - 1) if number > 1 else "true")
+        for number, shape in enumerate(shapes, start=1)
+    ]
     return f"WITH {', '.join(parts)} SELECT FROM w{len(parts)} LIMIT 0"
+
+
+@lru_cache(maxsize=256)
+def _guarded(shapes: tuple[_Shape, ...], before: int, table: Table) -> str:
+    """One statement for all, of which the parts after those `before` write nothing unless all rows of the
+    table have the versions that are named by the last two values."""
+    keys, seen = 2 * len(shapes) + 1, 2 * len(shapes) + 2
+    key, given = f"{table.name}.{_key(table)}", f"CAST(${keys} AS text[])"
+    named = f"unnest({given}, CAST(${seen} AS text[])) AS v (key, seen)"
+    parts = [
+        _part(number, shape, _after(number - 1) if number > 1 else "true")
+        for number, shape in enumerate(shapes[:before], start=1)
+    ]
+    parts.append(
+        f"locked AS MATERIALIZED (SELECT {table.name}.xmin::text = v.seen AS is_same"
+        f" FROM {named} JOIN {table.name} ON {key} = v.key"
+        f" WHERE {_after(before) if before else 'true'} ORDER BY {key}"
+        f" FOR NO KEY UPDATE OF {table.name} SKIP LOCKED)"
+    )
+    parts.append(
+        "guard AS MATERIALIZED"
+        f" (SELECT count(*) FILTER (WHERE is_same) = cardinality({given}) AS is_same FROM locked)"
+    )
+    for number, shape in enumerate(shapes[before:], start=before + 1):
+        after = f" AND {_after(number - 1)}" if number > before + 1 else ""
+        parts.append(_part(number, shape, f"(SELECT is_same FROM guard){after}"))
+    return f"WITH {', '.join(parts)} SELECT is_same FROM guard"
+
+
+def _after(number: int) -> str:
+    """The condition that a part of the statement is done."""
+    return f"(SELECT count(*) FROM w{number}) >= 0"
+
+
+def _part(number: int, shape: _Shape, condition: str) -> str:
+    """Writing one group, whose rows and their number are two values of the statement.
+
+    The limit limits nothing: it tells the planner how few rows there are.
+    """
+    table, conflict, names = shape
+    document, count = f"${2 * number - 1}", f"${2 * number}"
+    rows = f"(SELECT * FROM json_populate_recordset(NULL::{table.name}, {document}) LIMIT {count}) AS v"
+    if conflict == "update":
+        sets = ", ".join(f"{name} = v.{name}" for name in _replaced(table, names))
+        same = f"{table.name}.{_key(table)} = v.{_key(table)}"
+        change = f"UPDATE {table.name} SET {sets} FROM {rows} WHERE {same} AND {condition}"
+    else:
+        columns = ", ".join(names)
+        change = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {rows} WHERE {condition}"
+        change += _on_conflict(table, names, conflict)
+    return f"w{number} AS ({change} RETURNING 1)"
 
 
 @cache

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import asyncpg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from store_credit.failures import CommitFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Fetch = Callable[..., Awaitable[Any]]
+"""Takes a statement in PostgreSQL's own form and its values, and returns its first row."""
 
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
@@ -57,6 +62,12 @@ class Database(Protocol):
         """Run the function in a transaction and commit it. Raises CommitFailed for COMMIT alone.
 
         After a COMMIT that succeeded, nothing is raised any more.
+        """
+
+    async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
+        """Run a function whose statements commit by themselves, one after the other. Of PostgreSQL only.
+
+        Raises what the driver raises; see `failures`.
         """
 
     async def close(self) -> None:
@@ -109,33 +120,30 @@ class PostgresqlDatabase:
     dialect = "postgresql"
 
     def __init__(self, url: Any, connections: int, command_timeout_seconds: float | None) -> None:
-        self._engine = create_async_engine(
-            url,
-            # Errors are logged, and the values of statements are nobody's business.
-            hide_parameters=True,
-            pool_size=connections,
-            max_overflow=0,
-            pool_timeout=POOL_TIMEOUT_SECONDS,
-            connect_args={
-                "timeout": CONNECT_TIMEOUT_SECONDS,
-                "command_timeout": command_timeout_seconds,
-                "server_settings": {
-                    "application_name": "store-credit",
-                    # Rows are locked first and read after; a stricter default would only cost retries.
-                    # A plan that is made once keeps the sizes that the tables had then.
-                    "plan_cache_mode": "force_custom_plan",
-                    "default_transaction_isolation": "read committed",
-                    "lock_timeout": str(LOCK_TIMEOUT_MS),
-                    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
-                    "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
-                },
-            },
+        # A plan that is made once keeps the sizes that the tables had then.
+        self._engine = _postgresql_engine(
+            url, max(2, connections - 1), command_timeout_seconds, plan_cache_mode="force_custom_plan"
         )
+        # What commits at once has a connection of its own. It runs few statements, again and again, that
+        # name their rows: they are planned once, and look rows up by an index, also while PostgreSQL knows
+        # nothing of its tables' sizes yet.
+        self._at_once = _postgresql_engine(
+            url,
+            1,
+            command_timeout_seconds,
+            plan_cache_mode="force_generic_plan",
+            enable_seqscan="off",
+            enable_hashjoin="off",
+            enable_mergejoin="off",
+        ).execution_options(isolation_level="AUTOCOMMIT")
+        self._held: AsyncConnection | None = None
+        self._direct: asyncpg.Connection[asyncpg.Record] | None = None
+        self._alone = asyncio.Lock()
         # One snapshot for all statements of a read, and never the last connection: that one writes.
         self._snapshots = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        self._readers = asyncio.Semaphore(max(1, connections - 1))
+        self._readers = asyncio.Semaphore(max(1, connections - 2))
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -143,10 +151,18 @@ class PostgresqlDatabase:
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
             await self._readers.acquire()
         try:
-            async with self._snapshots.connect() as connection:
-                return await connection.run_sync(lambda c: function(c, *args, **kwargs))
+            return await self._read(lambda c: function(c, *args, **kwargs))
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            # The server has ended the connection while nobody used it. Now all of the pool are made anew.
+            return await self._read(lambda c: function(c, *args, **kwargs))
         finally:
             self._readers.release()
+
+    async def _read(self, function: Callable[[Connection], T]) -> T:
+        async with self._snapshots.connect() as connection:
+            return await connection.run_sync(function)
 
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -154,8 +170,55 @@ class PostgresqlDatabase:
         async with self._engine.connect() as connection:
             return await connection.run_sync(_transact, lambda c: function(c, *args, **kwargs))
 
+    async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
+        # The driver itself: to go through an engine takes several times as long as the driver does.
+        async with self._alone:
+            driver = await self._driver_connection()
+            return await function(driver.fetchrow)
+
+    async def _driver_connection(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._direct is None or self._direct.is_closed():
+            if self._held is not None:
+                await self._held.invalidate()
+                await self._held.close()
+                self._held = None
+            self._held = await self._at_once.connect()
+            self._direct = (await self._held.get_raw_connection()).driver_connection
+        assert self._direct is not None
+        return self._direct
+
     async def close(self) -> None:
+        if self._held is not None:
+            await self._held.close()
+        await self._at_once.dispose()
         await self._engine.dispose()
+
+
+def _postgresql_engine(
+    url: Any, connections: int, command_timeout_seconds: float | None, **planning: str
+) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        # Errors are logged, and the values of statements are nobody's business.
+        hide_parameters=True,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": command_timeout_seconds,
+            "server_settings": {
+                "application_name": "store-credit",
+                # Rows are locked first and read after, or looked at again when they are: a stricter default
+                # would only cost retries.
+                "default_transaction_isolation": "read committed",
+                "lock_timeout": str(LOCK_TIMEOUT_MS),
+                "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
+                **planning,
+            },
+        },
+    )
 
 
 class SqliteDatabase:
@@ -186,6 +249,9 @@ class SqliteDatabase:
                 return _transact(connection, lambda c: function(c, *args, **kwargs))
 
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
+
+    async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
+        raise NotImplementedError("SQLite has one writer, and no trips to save")
 
     async def close(self) -> None:
         for threads, engine in (

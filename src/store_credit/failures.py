@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -22,6 +23,16 @@ _PASSING_SQLSTATES = (
     "55P03",  # lock timeout
     "57",  # operator intervention: shutdown, cancelled, starting up
     "58",  # system error, such as a full disk
+)
+_UNDONE_SQLSTATES = (
+    "0A",  # a prepared statement from before a migration
+    "22",  # a value
+    "23",  # a constraint
+    "25",  # a read-only transaction
+    "40",  # serialization failure, deadlock
+    "42",  # no such table, no such right
+    "55P03",  # lock timeout
+    "57014",  # cancelled
 )
 _COMPLAINTS = {
     "25006": "is read-only",
@@ -42,6 +53,9 @@ _UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
 
 
+_DATABASE_ERRORS = (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
 class CommitFailed(Exception):
     """COMMIT raised: the transaction may or may not have happened. `result` is what it would give."""
 
@@ -54,18 +68,19 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same transaction may well succeed later: the database is away, busy or in conflict."""
     if isinstance(error, (CommitFailed, OSError, TimeoutError, PoolTimeoutError)):
         return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, _DATABASE_ERRORS):
         return False
-    if error.connection_invalidated:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    if isinstance(error.orig, sqlite3.Error):
-        name = getattr(error.orig, "sqlite_errorname", "") or ""
+    orig = _of_driver(error)
+    if isinstance(orig, sqlite3.Error):
+        name = getattr(orig, "sqlite_errorname", "") or ""
         return name.removeprefix("SQLITE_").startswith(_PASSING_SQLITE_ERRORS)
-    sqlstate = getattr(error.orig, "sqlstate", None)
+    sqlstate = _sqlstate(error)
     if sqlstate is None:
         # A driver error without a state speaks of the connection, unless it is about a value.
-        return not isinstance(getattr(error.orig, "__cause__", None), ValueError)
-    return str(sqlstate).startswith(_PASSING_SQLSTATES)
+        return not _is_about_a_value(orig)
+    return sqlstate.startswith(_PASSING_SQLSTATES)
 
 
 def is_race(error: BaseException) -> bool:
@@ -73,18 +88,43 @@ def is_race(error: BaseException) -> bool:
 
     SQLite has one writer, so that there it can not happen.
     """
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION
+    return _sqlstate(error) == _UNIQUE_VIOLATION
+
+
+def is_undone(error: BaseException) -> bool:
+    """Whether a statement that commits by itself has certainly left nothing.
+
+    Of whatever else goes wrong with it, a connection that is lost above all, that can not be told.
+    """
+    sqlstate = _sqlstate(error)
+    if sqlstate is None:
+        return isinstance(error, _DATABASE_ERRORS) and _is_about_a_value(_of_driver(error))
+    return sqlstate.startswith(_UNDONE_SQLSTATES)
 
 
 def is_locked(error: BaseException) -> bool:
     """Whether someone held a row for longer than is waited for."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT
+    return _sqlstate(error) == _LOCK_TIMEOUT
 
 
 def complaint(error: BaseException) -> str:
     """What is the matter with the database, in a few words for an operator: it "does not answer"."""
-    orig = getattr(error, "orig", None)
-    state = str(getattr(orig, "sqlstate", None) or "")
-    name = str(getattr(orig, "sqlite_errorname", None) or "").removeprefix("SQLITE_")
+    state = _sqlstate(error) or ""
+    name = str(getattr(_of_driver(error), "sqlite_errorname", None) or "").removeprefix("SQLITE_")
     found = (words for prefix, words in _COMPLAINTS.items() if (state or name).startswith(prefix))
     return next(found, "does not answer")
+
+
+def _of_driver(error: BaseException) -> BaseException | None:
+    """The driver's own error, which an engine wraps."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    state = getattr(_of_driver(error), "sqlstate", None)
+    return str(state) if state is not None and isinstance(error, _DATABASE_ERRORS) else None
+
+
+def _is_about_a_value(error: BaseException | None) -> bool:
+    """Whether the driver could make nothing of a value: no other try would do better."""
+    return isinstance(error, ValueError) or isinstance(getattr(error, "__cause__", None), ValueError)

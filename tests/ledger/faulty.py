@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection
 
-from store_credit.database import Database
+from store_credit.database import Database, Fetch
 from store_credit.failures import CommitFailed
 
 
@@ -51,6 +51,26 @@ class Faulty:
         return await self._database.read(function, *args, **kwargs)
 
     async def write(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await self._suffer(
+            lambda: self._database.write(function, *args, **kwargs),
+            lambda: self._roll_back(function, *args, **kwargs),
+        )
+
+    async def at_once(self, function: Callable[[Fetch], Awaitable[Any]]) -> Any:
+        async def roll_back(fetch: Fetch) -> Any:
+            await fetch("BEGIN")
+            try:
+                return await function(fetch)
+            finally:
+                await fetch("ROLLBACK")
+
+        return await self._suffer(
+            lambda: self._database.at_once(function), lambda: self._database.at_once(roll_back)
+        )
+
+    async def _suffer(
+        self, commit: Callable[[], Awaitable[Any]], roll_back: Callable[[], Awaitable[Any]]
+    ) -> Any:
         self.begun += 1
         self.asked.set()
         await self.gate.wait()
@@ -60,11 +80,11 @@ class Faulty:
         if fault is Fault.REFUSED:
             raise RefusedForGood(fault.value)
         if fault in (Fault.LOST, Fault.LOST_IN_COMMIT):
-            result = await self._roll_back(function, *args, **kwargs)
+            result = await roll_back()
             raise (
                 CommitFailed(result) if fault is Fault.LOST_IN_COMMIT else ConnectionResetError(fault.value)
             )
-        result = await self._database.write(function, *args, **kwargs)
+        result = await commit()
         if fault is Fault.COMMITTED_AND_LOST:
             raise CommitFailed(result)
         return result

@@ -606,14 +606,14 @@ async def meanwhile(
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_line_is_read_only_when_others_are_done_with_it(ledger: Ledger, database: Database) -> None:
     await ledger.execute(issue(100_00))
-    other = "UPDATE credit_line SET flags = 'seen', allow_partial = true"
+    other = "UPDATE credit_line SET flags = 'seen', held = 70_00"
 
     outcome = await meanwhile(
-        database, ledger, other, authorize("120"), waiting="FROM credit_line%FOR UPDATE"
+        database, ledger, other, authorize("60"), waiting="FROM credit_line%FOR UPDATE"
     )
 
-    assert outcome.reason == Reason.APPROVED_PARTIALLY
-    assert await select(database, "SELECT flags, held FROM credit_line") == [("seen", 100_00)]
+    assert outcome.reason == Reason.INSUFFICIENT_CREDIT
+    assert await select(database, "SELECT flags, held FROM credit_line") == [("seen", 70_00)]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

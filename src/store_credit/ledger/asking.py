@@ -16,12 +16,16 @@ from typing import Any
 
 from sqlalchemy import Boolean, ColumnElement, Connection
 
+from store_credit.database import Fetch
 from store_credit.metadata import Moment, sqlite_time
 
 Parameters = Mapping[str, Any]
 
 PADDED_MAX = 1_024
 """Up to so many bytes parameters, their number is rounded up, so that SQLite has few texts to prepare."""
+
+NOW = "coalesce(CAST(:clock AS timestamptz), now())"
+"""The time that a statement of `ask_together` goes by: the one that is given, or PostgreSQL's own."""
 
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 
@@ -92,6 +96,25 @@ def ask(connection: Connection, questions: Mapping[Query, Parameters]) -> dict[Q
     return found
 
 
+async def ask_together(
+    fetch: Fetch, shared: str, questions: Mapping[Query, Parameters], given: Parameters
+) -> tuple[datetime, dict[Query, list[Any]]]:
+    """The rows of several queries of PostgreSQL, of one snapshot, and the time when that was taken.
+
+    `shared` is what they are asked with, in front of all: common table expressions. `given` is what that
+    and the time need: with a `clock` that is not None, that one is the time.
+    """
+    queries = tuple(questions)
+    sql, names = _documents(shared, queries)
+    values = [(given if number < 0 else questions[queries[number]])[name] for number, name in names]
+    now, *documents = await fetch(sql, *values)
+    found = {
+        query: [query.typed(list(one.values())) for one in json.loads(document)] if document else []
+        for query, document in zip(queries, documents, strict=True)
+    }
+    return now, found
+
+
 def _reader(column: ColumnElement[Any]) -> Callable[[Any], Any] | None:
     if isinstance(column.type, Moment):
         return _moment
@@ -120,6 +143,18 @@ def _joined(queries: tuple[Query, ...]) -> tuple[str, list[tuple[int, str]]]:
         parts.append(f"SELECT {number}, to_json(found) FROM ({sql}) AS found")
         parameters += [(number, name) for name in names]
     return " UNION ALL ".join(parts), parameters
+
+
+@lru_cache(maxsize=256)
+def _documents(shared: str, queries: tuple[Query, ...]) -> tuple[str, list[tuple[int, str]]]:
+    """One statement of one row: the time, and of each query a JSON document. -1 is what is shared."""
+    sql, names = _numbered(f"{shared} SELECT {NOW}")
+    parameters = [(-1, name) for name in names]
+    for number, query in enumerate(queries):
+        part, names = _numbered(query.postgresql, len(parameters) + 1)
+        sql += f", CAST((SELECT json_agg(found) FROM ({part}) AS found) AS text)"
+        parameters += [(number, name) for name in names]
+    return sql, parameters
 
 
 @lru_cache(maxsize=256)

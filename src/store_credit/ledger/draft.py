@@ -74,6 +74,11 @@ class Draft:
         self._entries.append(entry)
 
     @property
+    def is_changed(self) -> bool:
+        """Whether anything of the line is another than before, its holds and deductions included."""
+        return bool(self.line is not self._before or self.holds or self._deductions or self.offers)
+
+    @property
     def unheld(self) -> int:
         """Balance that no hold within its time has promised; negative when the line is overdrawn."""
         return self.line.unheld + self._overdue
@@ -173,7 +178,8 @@ class Draft:
     ) -> Change:
         return Change(
             outcome=Outcome(reason, self.now, accepted, self.line, hold, deduction, detail, returned),
-            lines=(self.line,) if self.line is not self._before else (),
+            # Whoever reads without locks tells by the line's row that nothing of the line has changed.
+            lines=(self.line,) if self.is_changed else (),
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),
             sources=tuple(self.sources),

@@ -12,27 +12,24 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 
 from sqlalchemy import Connection
 
 from store_credit import bulk, ids
 from store_credit.bulk import Record
-from store_credit.database import Database
+from store_credit.database import Database, Fetch
 from store_credit.failures import CommitFailed, is_locked, is_passing, is_race
-from store_credit.ledger import rules, store
-from store_credit.ledger.book import Book
+from store_credit.ledger import at_once, store
+from store_credit.ledger.batch import Batch, Results
 from store_credit.ledger.commands import Command, Policy
 from store_credit.ledger.locked import LOCKED, LockedNames
 from store_credit.ledger.needs import Needs
-from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
-from store_credit.ledger.state import Change, Outcome
-from store_credit.ledger.store import Claimed
+from store_credit.ledger.refusals import Unavailable
+from store_credit.ledger.state import Outcome
 from store_credit.ledger.turns import Answer, Turns
-from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, Work, answer, waiting
+from store_credit.ledger.works import Claim, Deadlines, Pending, Result, Work, answer, waiting
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
@@ -47,18 +44,6 @@ Their length is left to chance, so that two processes in each other's way do not
 Clock = Callable[[], datetime]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What one transaction has decided so far."""
-
-    book: Book
-    claimed: dict[str, Claimed]
-    now: datetime
-    changes: list[Change]
-    made: list[Claimed]
-    records: list[Record]
 
 
 class Ledger:
@@ -84,7 +69,9 @@ class Ledger:
         self._deadline_seconds = deadline_seconds
         self._on_commit = on_commit
         # SQLite works in this very process: there is less to be done meanwhile than a COMMIT more costs.
-        self._turns = Turns(groups=database.dialect == "postgresql")
+        self._has_trips = database.dialect == "postgresql"
+        self._turns = Turns(groups=self._has_trips)
+        self._under_locks = 0
         self._drain: asyncio.Task[None] | None = None
         self._deadlines = Deadlines()
         self._locked = LockedNames()
@@ -141,7 +128,7 @@ class Ledger:
 
     async def _serve(self, batch: list[Pending], *, again: bool = False) -> None:
         try:
-            answers = await self._commit(batch)
+            answers = await self._commit(batch, again=again)
         except Unavailable as error:
             answers = [(pending, error) for pending in batch]
         except Exception as error:
@@ -181,7 +168,7 @@ class Ledger:
                 others.append(pending)
         return others if len(others) < len(batch) else None
 
-    async def _commit(self, batch: list[Pending]) -> list[Answer]:
+    async def _commit(self, batch: list[Pending], *, again: bool) -> list[Answer]:
         """Run one transaction, again if need be, and never twice: see `store.claim_batch`.
 
         Each try leaves out the works whose deadline passed meanwhile.
@@ -193,7 +180,7 @@ class Ledger:
                 break
             started = time.perf_counter()
             try:
-                results = await self.database.write(partial(self._run, batch, batch_id, bool(unknown)))
+                results = await self._write(batch, batch_id, bool(unknown), again)
             except Exception as error:
                 if is_locked(error) and not unknown:
                     raise  # Those on other lines need not wait for it: see `_serve`.
@@ -225,9 +212,40 @@ class Ledger:
             except Exception:
                 _log.exception("a committed transaction could not be counted")
 
+    async def _write(
+        self, batch: list[Pending], batch_id: str, in_doubt: bool, again: bool
+    ) -> Results | None:
+        """Write one transaction. None: the batch was committed before, by the try that is in doubt.
+
+        Without locks if that may do: then two trips to PostgreSQL are enough.
+        """
+        needs = Needs.of(command for pending in batch for command in pending.work.commands)
+        needs.claims.update(pending.work.claim.key for pending in batch if pending.work.claim)
+        self._under_locks = max(0, self._under_locks - 1)
+        if self._has_trips and not (needs.locks or in_doubt or again or self._under_locks):
+            results = await self.database.at_once(partial(self._run_at_once, batch, needs, batch_id))
+            if results is not None:
+                return results
+        return await self.database.write(partial(self._run, batch, needs, batch_id, in_doubt))
+
+    async def _run_at_once(
+        self, pendings: list[Pending], needs: Needs, batch_id: str, fetch: Fetch
+    ) -> Results | None:
+        """Load, decide and save, without locks. None: nothing is done, as that would not do."""
+        seen = await at_once.look(fetch, needs, None if self._own_clock else self._clock())
+        if seen is None:
+            return None
+        batch = Batch(seen.book, seen.claimed, seen.now, self._policy)
+        results = batch.decide_all(pendings)
+        marker = (store.marker(batch_id, seen.now),)
+        if await at_once.save(fetch, needs, seen, batch, results, marker, self._turns.tell):
+            return results
+        self._under_locks = at_once.BATCHES_UNDER_LOCKS
+        return None
+
     def _run(
-        self, pendings: list[Pending], batch_id: str, in_doubt: bool, connection: Connection
-    ) -> Sequence[Result | Exception] | None:
+        self, pendings: list[Pending], needs: Needs, batch_id: str, in_doubt: bool, connection: Connection
+    ) -> Results | None:
         """Load, decide and save, within a transaction. None: the batch was committed before.
 
         `in_doubt`: whether an earlier try may have been committed. Works whose deadline passed while rows
@@ -235,45 +253,12 @@ class Ledger:
         """
         if in_doubt and not store.claim_batch(connection, batch_id, self.now_within(connection)):
             return None
-        works = [pending.work for pending in pendings]
-        needs = Needs.of(command for work in works for command in work.commands)
-        needs.claims.update(work.claim.key for work in works if work.claim)
         book, now, claimed = store.load(connection, needs, None if self._own_clock else self._clock())
-        batch = _Batch(book, claimed, now, [], [], [])
-        in_time = set(map(id, waiting(pendings)))
-        results = [
-            self._decide(batch, pending.work) if id(pending) in in_time else Unavailable(LATE)
-            for pending in pendings
-        ]
-        kept = (store.claimed(batch.made, now), store.changed(batch.changes, now), batch.records)
+        batch = Batch(book, claimed, now, self._policy)
+        results = batch.decide_all(pendings)
         marker = () if in_doubt else (store.marker(batch_id, now),)
-        bulk.write(connection, chain(*kept, marker), self._turns.tell_soon)
+        bulk.write(connection, batch.records(marker), self._turns.tell_soon)
         return results
-
-    def _decide(self, batch: _Batch, work: Work) -> Result | Exception:
-        """Apply a work to the batch. A refused work leaves nothing; an error fails the batch."""
-        if work.claim is not None and (claimed := batch.claimed.get(work.claim.key)) is not None:
-            if claimed.fingerprint != work.claim.fingerprint:
-                return KeyReused("This was asked before, with another content.")
-            return Result((), batch.now, claimed.answer)
-        mark = len(batch.changes)
-        try:
-            for command in work.commands:
-                change = rules.decide(batch.book, command, batch.now, self._policy)
-                batch.book.apply(change)
-                batch.changes.append(change)
-        except Refusal as refusal:
-            if len(batch.changes) > mark:
-                raise  # Part of it is in the book: this transaction is lost, see `_serve`.
-            return refusal
-        outcomes = tuple(change.outcome for change in batch.changes[mark:])
-        if work.claim is not None:
-            made = Claimed(work.claim.key, work.claim.fingerprint, work.claim.answer(outcomes))
-            batch.claimed[made.key] = made
-            batch.made.append(made)
-        if work.record is not None:
-            batch.records.extend(work.record(outcomes, batch.now))
-        return Result(outcomes, batch.now)
 
 
 def _system_time() -> datetime:

@@ -38,6 +38,8 @@ class Needs:
     """Upstream ids of which some open hold is to be released."""
     claims: set[str] = field(default_factory=set)
     """Keys that are to be claimed."""
+    locks: bool = False
+    """Whether a command can only be decided under locks."""
 
     @classmethod
     def of(cls, commands: Iterable[Command]) -> Needs:
@@ -48,6 +50,7 @@ class Needs:
 
     def add(self, command: Command) -> None:
         self.commands += 1
+        self.locks = self.locks or not isinstance(command, (Authorize, Release, Deduct))
         match command:
             case Authorize():
                 self.upstream_ids.add(command.upstream_id)
@@ -75,6 +78,7 @@ class Needs:
         if command.upstream_id is not None:
             self.upstream_ids.add(command.upstream_id)
         if command.line_id is not None:
+            self.locks = True
             self.line_ids.add(command.line_id)
         if command.session_id is not None:
             self.session_ids.add(command.session_id)

@@ -95,6 +95,11 @@ def source_row(told: Source) -> Row:
     return row | {"parked_at": told.parked_at}
 
 
+def new_source_row(source_id: str) -> Row:
+    """A source that was only named: nothing is known of what came back of it."""
+    return {"id": source_id, "told": None, "order_id": None, "parked_at": None}
+
+
 def used_offer_row(used: Offer) -> Row:
     return {"upstream_id": used.upstream_id, "session_id": used.session_id, "spent_at": used.spent_at}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Column, null
 
-from store_credit.ledger.asking import Query
+from store_credit.ledger.asking import NOW, Query
 from store_credit.ledger.tables import (
     claim,
     credit_line,
@@ -207,3 +207,38 @@ CLAIMS = Query(
     [claim.c.key, claim.c.fingerprint, claim.c.answer],
     {"keys": "text"},
 )
+
+# What follows is asked together, in one statement of PostgreSQL and without locks: see `at_once`.
+
+_LINES_AT_ONCE = (
+    f"WITH line AS MATERIALIZED (SELECT {_names(_LINE)}, xmin::text AS version FROM credit_line"
+)
+_OF_KEYS = "upstream_key = ANY(CAST(:keys AS bytea[]))"
+
+LINES_AT_ONCE = f"{_LINES_AT_ONCE} WHERE {_OF_KEYS})"
+
+LINES_OF_OFFERS_AT_ONCE = (
+    f"{_LINES_AT_ONCE} WHERE id IN (SELECT id FROM credit_line WHERE {_OF_KEYS}"
+    " UNION SELECT line_id FROM offer WHERE upstream_id = ANY(CAST(:offers AS text[]))))"
+)
+
+READ_LINES = Query("SELECT * FROM line", [*_LINE, null()])
+
+_LATEST = f"greatest({NOW}, (SELECT max(last_entry_at) FROM line))"
+
+DUE_HOLDS_AT_ONCE = Query(
+    # In an order that only the right index has.
+    f"SELECT due.* FROM line CROSS JOIN LATERAL (SELECT {_names(_HOLD)} FROM hold WHERE state = 'open'"
+    f" AND line_id = line.id AND expires_at <= {_LATEST} ORDER BY expires_at LIMIT :most) AS due",
+    _HOLD,
+)
+
+RELEASED_HOLDS_AT_ONCE = Query(
+    "SELECT held.* FROM unnest(:released) AS named (key) CROSS JOIN LATERAL"
+    f" (SELECT {_names(_HOLD)} FROM hold WHERE upstream_key = named.key AND state = 'open'"
+    f" AND (expires_at > {_LATEST}) IS TRUE ORDER BY id LIMIT :most) AS held",
+    _HOLD,
+    {"released": "bytea"},
+)
+
+KNOWN_SOURCES = Query("SELECT id FROM source WHERE id = ANY(:ids)", [source.c.id], {"ids": "text"})

@@ -138,7 +138,7 @@ def _lines_named_elsewhere(connection: Connection, book: Book, needs: Needs) -> 
     questions: dict[Query, Parameters] = {}
     if needs.source_ids:
         questions[DEDUCTIONS] = {"ids": list(needs.source_ids)}
-    if offers := _offers(needs):
+    if offers := offers_of(needs):
         questions[OFFERS] = {"ids": offers}
     found = ask(connection, questions)
     for row in found.get(DEDUCTIONS, ()):
@@ -147,7 +147,8 @@ def _lines_named_elsewhere(connection: Connection, book: Book, needs: Needs) -> 
     return spent | {row[1] for row in found.get(OFFERS, ())}
 
 
-def _offers(needs: Needs) -> list[str]:
+def offers_of(needs: Needs) -> list[str]:
+    """The offers among the upstream ids."""
     return [upstream_id for upstream_id in needs.upstream_ids if upstream_id.startswith(PREFIX)]
 
 
@@ -185,7 +186,7 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
         # that there are several.
         keys = [upstream_key(upstream_id) for upstream_id in needs.released]
         questions[RELEASED_HOLDS] = {"keys": keys, "now": now, "most": needs.commands + 2}
-    if offers := _offers(needs):
+    if offers := offers_of(needs):
         questions[OFFERS] = {"ids": offers}
     return questions
 
@@ -197,7 +198,7 @@ def locked_names(connection: Connection, needs: Needs) -> set[str]:
         keys=[upstream_key(upstream_id) for upstream_id in needs.upstream_ids],
         ids=list(needs.line_ids),
         sources=list(needs.source_ids),
-        offers=_offers(needs),
+        offers=offers_of(needs),
     )
     return {name for name, is_locked in rows if is_locked}
 

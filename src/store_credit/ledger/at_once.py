@@ -1,0 +1,146 @@
+"""A batch in two trips to PostgreSQL and without waiting for locks: the way of nearly all of them.
+
+All that the batch names is read in one statement, of one snapshot, without locks. What the rules make of it
+is written by one statement, which commits by itself. It first locks the lines that change, and writes
+nothing unless nobody else has one of them locked and each still has the version that was read. That
+version tells of everything that the rules know of a line: whatever changes its holds, deductions or offers
+changes its row too (`Draft.change`). A payment source must be new: its row is inserted, which fails when
+somebody else did so meanwhile.
+
+What can not be done so is done under locks: see `store`. So is a batch that others were in the way of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from store_credit.bulk import Record, Statement, Versions, if_unchanged
+from store_credit.database import Fetch
+from store_credit.failures import CommitFailed, is_undone
+from store_credit.ledger.asking import Parameters, Query, ask_together
+from store_credit.ledger.batch import Batch, Results
+from store_credit.ledger.book import Book
+from store_credit.ledger.needs import Needs
+from store_credit.ledger.offers import Offer
+from store_credit.ledger.rows import new_source_row, read_hold, read_line
+from store_credit.ledger.statements import (
+    CLAIMS,
+    COMPLETED_SESSIONS,
+    DUE_HOLDS_AT_ONCE,
+    KNOWN_SOURCES,
+    LINES_AT_ONCE,
+    LINES_OF_OFFERS_AT_ONCE,
+    OFFERS,
+    READ_LINES,
+    RELEASED_HOLDS_AT_ONCE,
+    SESSION_HOLDS,
+)
+from store_credit.ledger.store import DUE_HOLDS_MAX, Claimed, offers_of
+from store_credit.ledger.tables import credit_line, source
+from store_credit.metadata import upstream_key
+
+BATCHES_UNDER_LOCKS = 16
+"""So many batches wait for locks after one that another process was in the way of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a batch names, of one snapshot."""
+
+    book: Book
+    now: datetime
+    claimed: dict[str, Claimed]
+    versions: dict[str, str]
+    """Of the lines, by id."""
+
+
+async def look(fetch: Fetch, needs: Needs, clock: datetime | None) -> Seen | None:
+    """Read what the batch names, without locks. None: that would not do.
+
+    `clock` is the time to use; None asks PostgreSQL's own.
+    """
+    offers = offers_of(needs)
+    lines = LINES_OF_OFFERS_AT_ONCE if offers else LINES_AT_ONCE
+    keys = [upstream_key(upstream_id) for upstream_id in needs.upstream_ids]
+    given = {"keys": keys, "offers": offers, "clock": clock}
+    now, found = await ask_together(fetch, lines, _questions(needs, offers, clock), given)
+    if found.get(KNOWN_SOURCES) or len(found[DUE_HOLDS_AT_ONCE]) >= DUE_HOLDS_MAX:
+        return None
+    book = Book()
+    for *figures, _ in found[READ_LINES]:
+        book.add_line(read_line(figures))
+    for query in (DUE_HOLDS_AT_ONCE, SESSION_HOLDS, RELEASED_HOLDS_AT_ONCE):
+        for row in found.get(query, ()):
+            book.add_hold(read_hold(row))
+    book.completed_sessions.update((row[0], row[1]) for row in found.get(COMPLETED_SESSIONS, ()))
+    book.offers = {row[0]: Offer(*row) for row in found.get(OFFERS, ())}
+    claimed = {row[0]: Claimed(*row) for row in found.get(CLAIMS, ())}
+    return Seen(book, now, claimed, {row[0]: row[-1] for row in found[READ_LINES]})
+
+
+def _questions(needs: Needs, offers: list[str], clock: datetime | None) -> dict[Query, Parameters]:
+    questions: dict[Query, Parameters] = {
+        READ_LINES: {},
+        DUE_HOLDS_AT_ONCE: {"clock": clock, "most": DUE_HOLDS_MAX},
+    }
+    if sessions := list(needs.session_ids):
+        questions[SESSION_HOLDS] = {"session_ids": sessions}
+        questions[COMPLETED_SESSIONS] = {"session_ids": sessions}
+    if needs.released:
+        released = [upstream_key(upstream_id) for upstream_id in needs.released]
+        questions[RELEASED_HOLDS_AT_ONCE] = {
+            "released": released,
+            "clock": clock,
+            "most": needs.commands + 2,
+        }
+    if offers:
+        questions[OFFERS] = {"ids": offers}
+    if needs.source_ids:
+        questions[KNOWN_SOURCES] = {"ids": list(needs.source_ids)}
+    if needs.claims:
+        questions[CLAIMS] = {"keys": list(needs.claims)}
+    return questions
+
+
+async def save(
+    fetch: Fetch,
+    needs: Needs,
+    seen: Seen,
+    batch: Batch,
+    results: Results,
+    marker: Iterable[Record],
+    meanwhile: Callable[[], object],
+) -> bool:
+    """Write what the batch decided, if nobody else was in its way; returns whether it is done.
+
+    Raises CommitFailed with the results when it can not be told.
+    """
+    statement = _statement(needs, seen, batch, marker)
+    if statement is None:
+        return False
+    sql, values = statement
+    meanwhile()
+    try:
+        (is_done,) = await fetch(sql, *values)
+    except Exception as error:
+        if is_undone(error):
+            raise
+        raise CommitFailed(results) from error
+    return bool(is_done)
+
+
+def _statement(needs: Needs, seen: Seen, batch: Batch, marker: Iterable[Record]) -> Statement | None:
+    sources: dict[str, dict[str, Any]] = {id_: new_source_row(id_) for id_ in sorted(needs.source_ids)}
+    others: list[Record] = []
+    for record in batch.records(marker):
+        table, row, _ = record
+        if table is source:
+            sources[row["id"]] = row
+        else:
+            others.append(record)
+    changed = {line.id for change in batch.changes for line in change.lines}
+    versions = Versions(credit_line, {id_: seen.versions[id_] for id_ in changed})
+    return if_unchanged([(source, row, "refuse") for row in sources.values()], versions, others)
