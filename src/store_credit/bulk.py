@@ -7,13 +7,12 @@ where there is no trip, the driver repeats a statement for each table's rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, Literal
 
+import orjson
 from sqlalchemy import Connection, Table
 
 from store_credit.metadata import Moment, sqlite_time
@@ -205,19 +204,16 @@ def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in table.primary_key.columns]
 
 
+def _encode(rows: Sequence[Row]) -> str:
+    return orjson.dumps(rows, default=_for_postgresql).decode()
+
+
 @lru_cache(maxsize=1_024)
-def _for_postgresql(value: datetime | bytes) -> str:
-    """Most rows of a transaction tell the same time."""
-    if isinstance(value, datetime):
-        return value.isoformat()
+def _for_postgresql(value: bytes) -> str:
+    """Most rows of a transaction are of few lines."""
     if isinstance(value, bytes):
         return f"\\x{value.hex()}"
     raise TypeError(f"{type(value).__name__} is no value of a column")
-
-
-_encode = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, separators=(",", ":"), default=_for_postgresql
-).encode
 
 
 @cache

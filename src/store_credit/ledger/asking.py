@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any
 
+import orjson
 from sqlalchemy import Boolean, ColumnElement, Connection
 
 from store_credit.database import Fetch
@@ -109,7 +110,7 @@ async def ask_together(
     values = [(given if number < 0 else questions[queries[number]])[name] for number, name in names]
     now, *documents = await fetch(sql, *values)
     found = {
-        query: [query.typed(list(one.values())) for one in json.loads(document)] if document else []
+        query: [query.typed(list(one.values())) for one in orjson.loads(document)] if document else []
         for query, document in zip(queries, documents, strict=True)
     }
     return now, found
