@@ -39,8 +39,8 @@ from store_credit.security import Authenticator
 from store_credit.service import Service
 from store_credit.settings import CALLOUT_PATH, InvalidSettings, Settings
 from store_credit.telemetry import Metrics, Telemetry, configure_logging, log
-from store_credit.webhooks import routes as webhook_routes
 from store_credit.webhooks import upkeep
+from store_credit.webhooks.routes import add_webhook
 
 CREDENTIALS_SECONDS = 1.0
 """A credential that was disabled elsewhere is refused after this time at the latest."""
@@ -76,7 +76,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.state.service = service
     app.state.probes = health.Probes()
     add_callout(app, chosen.callout_paths)
-    app.include_router(webhook_routes.router)
+    add_webhook(app)
     app.include_router(merchant_routes.router)
     app.include_router(keeping_routes.router)
     app.include_router(inbox_routes.router)

@@ -7,7 +7,7 @@ where there is no trip, the driver repeats a statement for each table's rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -37,28 +37,19 @@ class Versions:
     of: Mapping[str, str]
 
 
-def write(
-    connection: Connection, records: Iterable[Record], meanwhile: Callable[[], object] | None = None
-) -> None:
+def write(connection: Connection, records: Iterable[Record]) -> None:
     """Write the records: those of one table and kind together, in the order in which these first appear.
 
     Those of one row keep their order; of several that change the same columns of it, the last counts.
-
-    `meanwhile` is called when the longest wait of the transaction begins: with the statement on
-    PostgreSQL. On SQLite, whose driver takes the interpreter's lock for each row, it is the COMMIT.
     """
     groups = _grouped(records)
     if connection.dialect.name == "postgresql":
-        if meanwhile is not None:
-            meanwhile()
         for together in _statements(groups):
             values = tuple(value for _, rows in together for value in (_encode(rows), len(rows)))
             connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), values)
     else:
         for shape, rows in groups:
             connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
-        if meanwhile is not None:
-            meanwhile()
 
 
 def if_unchanged(

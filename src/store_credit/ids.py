@@ -15,8 +15,12 @@ _TIME_DIGITS = 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINTED = re.compile(f"[{_ALPHABET}]{{26}}")
 
+_LOW_BITS = 20
+
 _lock = threading.Lock()
 _last = 0
+_high, _high_text = 0, ""
+"""All of the last identifier but its last four characters, which are mostly all that changes."""
 
 
 def mint(prefix: str) -> str:
@@ -26,12 +30,15 @@ def mint(prefix: str) -> str:
     database, and new rows go to the end of their index. Within a millisecond a process counts on
     from its first identifier, so that its identifiers only ever grow.
     """
-    global _last
+    global _last, _high, _high_text
     now = (time.time_ns() // 1_000_000) << _RANDOM_BITS
     with _lock:
         # One bit less than there is room for leaves room to count on.
         _last = value = now | secrets.randbits(_RANDOM_BITS - 1) if now > _last else _last + 1
-    return f"{prefix}_{''.join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])}"
+        if value >> _LOW_BITS != _high:
+            _high = value >> _LOW_BITS
+            _high_text = "".join([_PAIRS[value >> shift & 1023] for shift in range(120, 10, -10)])
+        return f"{prefix}_{_high_text}{_PAIRS[value >> 10 & 1023]}{_PAIRS[value & 1023]}"
 
 
 def is_minted(text: str, prefix: str) -> bool:

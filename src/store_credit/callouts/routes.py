@@ -93,7 +93,7 @@ async def _decide(request: Request, command: Authorize | Release) -> Outcome:
     kind, yes, no = (
         ("authorize", "approved", "declined") if authorizing else ("release", "released", "ignored")
     )
-    service.metrics.decisions.labels(kind, yes if outcome.accepted else no, outcome.reason.value).inc()
+    service.metrics.decision(kind, yes if outcome.accepted else no, outcome.reason.value).inc()
     return outcome
 
 

@@ -12,7 +12,7 @@ What can not be done so is done under locks: see `store`. So is a batch that oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -112,7 +112,6 @@ async def save(
     batch: Batch,
     results: Results,
     marker: Iterable[Record],
-    meanwhile: Callable[[], object],
 ) -> bool:
     """Write what the batch decided, if nobody else was in its way; returns whether it is done.
 
@@ -122,7 +121,6 @@ async def save(
     if statement is None:
         return False
     sql, values = statement
-    meanwhile()
     try:
         (is_done,) = await fetch(sql, *values)
     except Exception as error:

@@ -238,7 +238,7 @@ class Ledger:
         batch = Batch(seen.book, seen.claimed, seen.now, self._policy)
         results = batch.decide_all(pendings)
         marker = (store.marker(batch_id, seen.now),)
-        if await at_once.save(fetch, needs, seen, batch, results, marker, self._turns.tell):
+        if await at_once.save(fetch, needs, seen, batch, results, marker):
             return results
         self._under_locks = at_once.BATCHES_UNDER_LOCKS
         return None
@@ -257,7 +257,7 @@ class Ledger:
         batch = Batch(book, claimed, now, self._policy)
         results = batch.decide_all(pendings)
         marker = () if in_doubt else (store.marker(batch_id, now),)
-        bulk.write(connection, batch.records(marker), self._turns.tell_soon)
+        bulk.write(connection, batch.records(marker))
         return results
 
 

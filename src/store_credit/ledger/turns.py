@@ -4,9 +4,9 @@ Callers that are answered together ask again together. So after a batch of sever
 moment for its callers to come back, or the first of them would be served alone.
 
 While the database works, the process has nothing to do. Therefore many callers are served in two groups
-that take turns: a complete group begins before the other one is answered, and that one's answers go out
-when the database has the longest to do; its next requests are read meanwhile. When the database is so slow
-that it is the one to be waited for, all are served together, as few transactions are best then.
+that take turns: a complete group begins before the other one is answered, whose answers go out and whose
+next requests are read while the database works. When the database is so slow that it is the one to be
+waited for, all are served together, as few transactions are best then.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ WORK_SHARE = 0.7
 """What a work costs within a transaction, of what its request costs outside, about."""
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
-KEPT_SECONDS_MAX = 0.01
-"""How long answers wait for the next transaction to come so far."""
 WAIT_SECONDS_MAX = 0.2
 """When a work would wait longer, by the pace of late, the queue is crowded."""
 PACE_WORKS_MIN = 16
@@ -43,13 +41,11 @@ class Turns:
     def __init__(self, *, groups: bool = True) -> None:
         """Without `groups` all callers are served together, however many they are."""
         self._groups = groups
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: deque[Pending] = deque()
         self._wanted = 1
         self._most = BATCH_MAX
         self._complete = asyncio.Event()
         self._kept: list[Answer] = []
-        self._alarm: asyncio.TimerHandle | None = None
         self._seconds: float | None = None
         self._told = 0
         self._told_at = 0.0
@@ -73,15 +69,16 @@ class Turns:
     async def next(self) -> list[Pending]:
         """The next batch, without those whose callers are gone or past their deadline; none: the end.
 
-        A lone caller waits for nobody.
+        A lone caller waits for nobody. Those of the batch before are answered now at the latest: what the
+        batch does first, until it has to wait, still comes before whatever they do.
         """
-        self._loop = asyncio.get_running_loop()
         if len(self._queue) < self._wanted and self._wanted > 1:
             self._complete.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(JOIN_SECONDS_MAX):
                     await self._complete.wait()
         batch = self._take()
+        self.tell()
         if not batch:
             # Whoever asks next comes of their own accord, and tells nothing of what a request costs.
             self._wanted, self._most, self._told = 1, BATCH_MAX, 0
@@ -95,7 +92,7 @@ class Turns:
             self._seconds_per_work += (pace - self._seconds_per_work) / 4
 
     def served(self, answers: list[Answer]) -> None:
-        """A transaction is over. Its callers are answered now, or shortly if the others are complete."""
+        """A transaction is over. Its callers are answered now; once the others begin, if all are there."""
         self._kept += answers
         callers = len(answers) + len(self._queue)
         in_groups = self._are_groups_faster(callers, len(answers))
@@ -103,23 +100,15 @@ class Turns:
         self._wanted = min(callers if callers >= CALLERS_MIN else len(answers), self._most)
         if not in_groups or len(self._queue) < self._wanted:
             self.tell()
-        elif self._alarm is None and self._loop is not None:
-            self._alarm = self._loop.call_later(KEPT_SECONDS_MAX, self.tell)
 
     def tell(self) -> None:
         """Answer those whose answers are kept back."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        if not self._kept:
+            return
         kept, self._kept = self._kept, []
         self._told, self._told_at = len(kept), time.perf_counter()
         for pending, result in kept:
             answer(pending.future, result)
-
-    def tell_soon(self) -> None:
-        """The same, from whatever thread a transaction runs in."""
-        if self._kept and self._loop is not None:
-            self._loop.call_soon_threadsafe(self.tell)
 
     def _take(self) -> list[Pending]:
         batch: list[Pending] = []

@@ -56,22 +56,28 @@ async def receive(ledger: Ledger, event: Event, body: str, *, aside: str | None 
     asked = [step.effect for step in planned]
     commands = [step.command for step in planned if step.command is not None]
 
+    base = _row(receipt_id, event, body)
+
     def record(outcomes: Sequence[Outcome], at: datetime) -> list[Record]:
         effects = told(planned, outcomes)
-        row = _row(receipt_id, event, body, state_of(effects), effects) | {"note": aside}
+        row = _with_effects(base, state_of(effects), effects) | {"note": aside}
         return [_received(row, at), *_unparked(outcomes, at)]
 
     try:
-        receipt = await _execute_once(ledger, event, commands, record)
+        receipt = await _execute_once(
+            ledger, base, commands, record, lambda outcomes: state_of(told(planned, outcomes))
+        )
     except KeyReused:
-        await _keep(ledger, _row(receipt_id, event, body, EventState.CONFLICT, asked))
+        await _keep(ledger, _with_effects(base, EventState.CONFLICT, asked))
         raise EventConflict from None
     except (Unavailable, Refusal):
         raise
     except Exception as error:
         _log.exception("event %s could not be applied", event.id)
-        row = _row(receipt_id, event, body, EventState.FAILED, asked) | {"note": _described(error)}
-        return await _execute_once(ledger, event, [], lambda _outcomes, at: [_received(row, at)])
+        row = _with_effects(base, EventState.FAILED, asked) | {"note": _described(error)}
+        return await _execute_once(
+            ledger, row, [], lambda _outcomes, at: [_received(row, at)], lambda _: EventState.FAILED
+        )
     await _tell_of_unparked(ledger, receipt.outcomes)
     if any(outcome.awaited for outcome in receipt.outcomes):
         await _resolve_siblings(ledger, event.order_id, receipt_id)
@@ -203,14 +209,19 @@ def stored_event(row: RowMapping) -> Event:
         raise OutOfRange("The body of this event can not be read any more.", "id") from None
 
 
-async def _execute_once(ledger: Ledger, event: Event, commands: list[Command], record: Any) -> Receipt:
-    claim = Claim(f"event:{event.id}", event.fingerprint, lambda _outcomes: "")
+async def _execute_once(
+    ledger: Ledger,
+    row: Row,
+    commands: list[Command],
+    record: Callable[[Sequence[Outcome], datetime], list[Record]],
+    state: Callable[[Sequence[Outcome]], EventState],
+) -> Receipt:
+    """Execute the commands for the event of this row, unless it is known. `state` is what it comes to."""
+    claim = Claim(f"event:{row['event_id']}", row["fingerprint"], lambda _outcomes: "")
     result = await ledger.execute(*commands, claim=claim, record=record)
     if result.earlier_answer is None:
-        [(_, row, _), *_] = record(result.outcomes, result.at)
-        return Receipt(EventState(row["state"]), result.outcomes)
-    state = await ledger.database.read(queries.state_of, event.id)
-    return Receipt(EventState(state))
+        return Receipt(state(result.outcomes), result.outcomes)
+    return Receipt(EventState(await ledger.database.read(queries.state_of, row["event_id"])))
 
 
 async def _keep(ledger: Ledger, row: Row) -> None:
@@ -234,21 +245,23 @@ async def _put_off(ledger: Ledger, row: RowMapping, note: str | None) -> None:
     await ledger.execute(record=record)
 
 
-def _row(receipt_id: str, event: Event, body: str, state: EventState, effects: list[Effect]) -> Row:
+def _row(receipt_id: str, event: Event, body: str) -> Row:
     return {
         "id": receipt_id,
         "event_id": event.id,
         "fingerprint": event.fingerprint,
         "type": event.type,
-        "state": state.value,
         "order_id": event.order_id,
         "live_mode": event.live_mode,
-        "effects": json.dumps(effects),
         "body": body,
         "note": None,
         "tries": 0,
         "event_created_at": event.created_at,
     }
+
+
+def _with_effects(row: Row, state: EventState, effects: list[Effect]) -> Row:
+    return row | {"state": state.value, "effects": json.dumps(effects)}
 
 
 def _received(row: Row, at: datetime) -> Record:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Header, Request
+from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 
 from store_credit.body import WEBHOOK_BODY_BYTES_MAX, loads, read
@@ -12,13 +12,13 @@ from store_credit.errors import BadRequest, Conflict, Problem, Unauthorized
 from store_credit.ledger.state import Flag, Outcome, Reason
 from store_credit.openapi import answers
 from store_credit.responses import Json
-from store_credit.service import Service, TheService
+from store_credit.service import Service, service_of
 from store_credit.telemetry import log
 from store_credit.webhooks import events, inbox, signature
 from store_credit.webhooks.effects import has_too_many_sources
 from store_credit.webhooks.event_types import KNOWN_TYPES
 
-router = APIRouter(tags=["Webhook"])
+PATH = "/webhooks/digital-river"
 
 _EXAMPLE = {
     "id": "4f0c1a52-6d0e-4a55-9d6a-5f1f6f0f7a11",
@@ -43,7 +43,15 @@ _EXAMPLE = {
         }
     },
 }
-_BODY = {
+_TAKES = {
+    "parameters": [
+        {
+            "name": signature.HEADER,
+            "in": "header",
+            "description": "`<timestamp>, <signature>`",
+            "schema": {"type": "string", "default": ""},
+        }
+    ],
     "requestBody": {
         "required": True,
         "description": "An event of Digital River. Fields that are not named here are ignored.",
@@ -65,7 +73,7 @@ _BODY = {
                 },
             }
         },
-    }
+    },
 }
 
 
@@ -76,27 +84,31 @@ class Receipt(BaseModel):
     state: Literal["applied", "ignored", "parked", "unmatched", "failed", "dismissed"]
 
 
-@router.post(
-    "/webhooks/digital-river",
-    response_model=Receipt,
-    responses=answers(400, 401, 408, 409, 413, 415, 503),
-    openapi_extra=_BODY,
-)
-async def receive_event(
-    request: Request,
-    service: TheService,
-    signed: Annotated[str, Header(alias=signature.HEADER)] = "",
-) -> Json:
+async def receive_event(request: Request) -> Json:
     """Take in an event, once: it is stored and applied in one transaction.
 
     The header is `<timestamp>, <signature>`: the Base64 HMAC-SHA256 of `<timestamp>.<body>`.
     """
+    service, signed = service_of(request), request.headers.get(signature.HEADER, "")
     _check_configuration(service, signed)
     body = await read(request, WEBHOOK_BODY_BYTES_MAX)
     _check_signature(service, signed, body)
     event = _event(body)
     request.state.reason = await _receive(service, event, body.decode("utf-8"))
     return Json({"id": event.id, "state": request.state.reason})
+
+
+def add_webhook(app: FastAPI) -> None:
+    """Serve the webhook by a route of the application's own, as the callout is: `callouts.routes`."""
+    app.add_api_route(
+        PATH,
+        receive_event,
+        methods=["POST"],
+        tags=["Webhook"],
+        response_model=Receipt,
+        responses=answers(400, 401, 408, 409, 413, 415, 503),
+        openapi_extra=_TAKES,
+    )
 
 
 def _check_configuration(service: Service, signed: str) -> None:
@@ -136,11 +148,11 @@ async def _receive(service: Service, event: events.Event, body: str) -> str:
     try:
         receipt = await inbox.receive(service.ledger, event, body, aside=_other_mode(service, event))
     except inbox.EventConflict:
-        service.metrics.webhook_events.labels(kind, "conflict").inc()
+        service.metrics.webhook_event(kind, "conflict").inc()
         log.warning("event_conflict", event_id=event.id)
         message = "An event with this id and other effects was received before. This one is kept."
         raise Conflict(Problem("already_exists", message, "id")) from None
-    service.metrics.webhook_events.labels(kind, receipt.state.value).inc()
+    service.metrics.webhook_event(kind, receipt.state.value).inc()
     if has_too_many_sources(event):
         log.warning("too_many_sources", event_id=event.id)
     for outcome in receipt.outcomes:
