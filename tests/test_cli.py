@@ -190,7 +190,7 @@ def test_serve_ends_when_its_port_is_taken(sqlite_url: str, tmp_path: Path) -> N
         ({"HOLD_TTL": "soon"}, "STORE_CREDIT_HOLD_TTL: must be a duration such as 90s, 15m, 24h or 30d."),
         ({"HOLD_TTL": "0"}, "STORE_CREDIT_HOLD_TTL: must be more than zero and at most ten years."),
         ({"DATABASE_CONNECTIONS": "many"}, "STORE_CREDIT_DATABASE_CONNECTIONS: .*integer.*"),
-        ({"DATABASE_CONNECTIONS": "1"}, "STORE_CREDIT_DATABASE_CONNECTIONS: .*2.*"),
+        ({"DATABASE_CONNECTIONS": "2"}, "STORE_CREDIT_DATABASE_CONNECTIONS: .*3.*"),
         ({"PARTIAL_APPROVAL": "perhaps"}, "STORE_CREDIT_PARTIAL_APPROVAL: .*boolean.*"),
         ({"LOG_LEVEL": "loud"}, "STORE_CREDIT_LOG_LEVEL: .*'debug', 'info', 'warning' or 'error'.*"),
         ({"UNSIGNED_WEBHOOKS": "yes"}, "STORE_CREDIT_UNSIGNED_WEBHOOKS: .*'refuse' or 'accept'.*"),

@@ -11,7 +11,7 @@ import json
 import re
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Connection, Engine, event, make_url, text
 from starlette.routing import Match
 
+from store_credit import direct
 from store_credit.cli import statement
-from store_credit.database import connect
+from store_credit.database import Fetch, PostgresqlDatabase, connect
 from store_credit.exchange import queries as exchange
 from store_credit.ledger import reports, sweeper
 from store_credit.webhooks import catch_up, upkeep
@@ -101,6 +102,16 @@ class Watch:
         for problem in problems(cursor, sql, values):
             self.findings.append(Finding(self.step, problem, sql))
 
+    async def explain_at_once(self, fetch: Fetch, sql: str, values: Sequence[Any]) -> None:
+        """What commits by itself keeps one plan for all values: that one, and what these values take."""
+        self.statements[sql] = (self.step, values)
+        (general,) = await fetch(f"EXPLAIN (FORMAT JSON, GENERIC_PLAN) {sql}", *values)
+        await fetch("BEGIN")
+        (run,) = await fetch(f"EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF) {sql}", *values)
+        await fetch("ROLLBACK")
+        for problem in (*_problems_of(general, sql), *_problems_of(run, sql)):
+            self.findings.append(Finding(self.step, problem, sql))
+
     def count(self, connection: Connection, sql: str) -> None:
         """Tell what the statement before this one took, and count for this one."""
         if self.instructions > INSTRUCTIONS_MAX:
@@ -130,6 +141,11 @@ def _postgresql_problems(cursor: Any, sql: str, values: Any) -> Iterator[str]:
     cursor.execute(f"EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF) {sql}", values)
     ((found,),) = cursor.fetchall()
     cursor.execute("ROLLBACK TO SAVEPOINT explained")
+    yield from _problems_of(found, sql)
+
+
+def _problems_of(found: Any, sql: str) -> Iterator[str]:
+    """What is wrong with a plan of PostgreSQL; how many rows it looks at is known of one that was run."""
     (whole,) = json.loads(found) if isinstance(found, str) else found
     for node in _nodes(whole["Plan"]):
         table = node.get("Relation Name")
@@ -140,8 +156,8 @@ def _postgresql_problems(cursor: Any, sql: str, values: Any) -> Iterator[str]:
         by_line = "hold.created_at" not in sql  # The list of all open holds goes through all of them.
         if node.get("Index Name") == OF_ALL_LINES and "Filter" in node and by_line:
             yield f"all that is open, by {OF_ALL_LINES}"
-        looked_at = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-        if (rows := looked_at * node["Actual Loops"]) > ROWS_MAX:
+        looked_at = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
+        if (rows := looked_at * node.get("Actual Loops", 1)) > ROWS_MAX:
             yield f"{node['Node Type']} of {rows:.0f} rows of {table}"
 
 
@@ -162,7 +178,7 @@ async def shop(database_url: str) -> AsyncIterator[Shop]:
 
 
 @pytest.fixture
-def watch(shop: Shop) -> Iterator[Watch]:
+def watch(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     watching = Watch()
 
     def before(
@@ -174,6 +190,29 @@ def watch(shop: Shop) -> Iterator[Watch]:
         watching.step = f"{request.method} {request.url.raw_path.decode()}"
         watching.called.append((request.method, request.url.path))
 
+    def directly(run: Callable[..., Any], *, many: bool) -> Callable[..., Any]:
+        def watched(connection: Connection, sql: str, values: Any) -> Any:
+            driver: Any = connection.connection.driver_connection
+            before(connection, driver.cursor(), sql, values, None, many)
+            return run(connection, sql, values)
+
+        return watched
+
+    at_once = PostgresqlDatabase.at_once
+
+    async def watched_at_once(database: Any, function: Any) -> Any:
+        async def watched(fetch: Fetch) -> Any:
+            async def explained(sql: str, *values: Any) -> Any:
+                await watching.explain_at_once(fetch, sql, values)
+                return await fetch(sql, *values)
+
+            return await function(explained)
+
+        return await at_once(database, watched)
+
+    monkeypatch.setattr(direct, "rows", directly(direct.rows, many=False))
+    monkeypatch.setattr(direct, "repeat", directly(direct.repeat, many=True))
+    monkeypatch.setattr(PostgresqlDatabase, "at_once", watched_at_once)
     shop.client.event_hooks["request"].append(called)
     event.listen(Engine, "before_cursor_execute", before)
     yield watching
@@ -341,6 +380,8 @@ async def test_nothing_reads_a_whole_table(
     assert not_called(shop, watch) == []
     assert touched(watch) == GROWING
     assert any("INSERT INTO ledger_entry" in sql for sql in watch.statements)
+    at_once = any("locked AS MATERIALIZED" in sql for sql in watch.statements)
+    assert at_once == (shop.service.database.dialect == "postgresql")
     found = [finding for finding in watch.findings if finding.step not in READING_ALL]
     assert found == []
     assert "GET /reports/liability" in {finding.step for finding in watch.findings}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 from sqlalchemy import Connection, Table
 
+from store_credit import direct
 from store_credit.metadata import Moment, sqlite_time
 
 Row = dict[str, Any]
@@ -49,7 +50,7 @@ def write(connection: Connection, records: Iterable[Record]) -> None:
             connection.exec_driver_sql(_combined(tuple(shape for shape, _ in together)), values)
     else:
         for shape, rows in groups:
-            connection.exec_driver_sql(_repeated(*shape), _parameters(*shape, rows))
+            direct.repeat(connection, _repeated(*shape), _parameters(*shape, rows))
 
 
 def if_unchanged(

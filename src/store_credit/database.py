@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from store_credit.failures import CommitFailed
+from store_credit.failures import CommitFailed, is_undone
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -174,18 +174,30 @@ class PostgresqlDatabase:
         # The driver itself: to go through an engine takes several times as long as the driver does.
         async with self._alone:
             driver = await self._driver_connection()
-            return await function(driver.fetchrow)
+            try:
+                return await function(driver.fetchrow)
+            except BaseException as error:
+                if not is_undone(error):
+                    await self._drop_driver_connection()
+                raise
 
     async def _driver_connection(self) -> asyncpg.Connection[asyncpg.Record]:
-        if self._direct is None or self._direct.is_closed():
-            if self._held is not None:
-                await self._held.invalidate()
-                await self._held.close()
-                self._held = None
+        if self._direct is not None and self._direct.is_closed():
+            await self._drop_driver_connection()
+        if self._direct is None:
             self._held = await self._at_once.connect()
             self._direct = (await self._held.get_raw_connection()).driver_connection
-        assert self._direct is not None
+            assert self._direct is not None
         return self._direct
+
+    async def _drop_driver_connection(self) -> None:
+        """The next one is made anew: this one is lost, or nobody knows what it is doing."""
+        held, direct = self._held, self._direct
+        self._held = self._direct = None
+        if held is not None and direct is not None:
+            direct.terminate()
+            await held.invalidate()
+            await held.close()
 
     async def close(self) -> None:
         if self._held is not None:

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 _PASSING_SQLSTATES = (
@@ -53,7 +53,9 @@ _UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
 
 
-_DATABASE_ERRORS = (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_DRIVER_ERRORS = (DBAPIError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS = (SQLAlchemyError, *_DRIVER_ERRORS)
+"""Of an engine, and of the drivers where they are asked directly."""
 
 
 class CommitFailed(Exception):
@@ -68,11 +70,11 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same transaction may well succeed later: the database is away, busy or in conflict."""
     if isinstance(error, (CommitFailed, OSError, TimeoutError, PoolTimeoutError)):
         return True
-    if not isinstance(error, _DATABASE_ERRORS):
+    if not isinstance(error, _DRIVER_ERRORS):
         return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    orig = _of_driver(error)
+    orig = of_driver(error)
     if isinstance(orig, sqlite3.Error):
         name = getattr(orig, "sqlite_errorname", "") or ""
         return name.removeprefix("SQLITE_").startswith(_PASSING_SQLITE_ERRORS)
@@ -98,7 +100,7 @@ def is_undone(error: BaseException) -> bool:
     """
     sqlstate = _sqlstate(error)
     if sqlstate is None:
-        return isinstance(error, _DATABASE_ERRORS) and _is_about_a_value(_of_driver(error))
+        return _is_about_a_value(of_driver(error))
     return sqlstate.startswith(_UNDONE_SQLSTATES)
 
 
@@ -110,19 +112,25 @@ def is_locked(error: BaseException) -> bool:
 def complaint(error: BaseException) -> str:
     """What is the matter with the database, in a few words for an operator: it "does not answer"."""
     state = _sqlstate(error) or ""
-    name = str(getattr(_of_driver(error), "sqlite_errorname", None) or "").removeprefix("SQLITE_")
+    name = str(getattr(of_driver(error), "sqlite_errorname", None) or "").removeprefix("SQLITE_")
     found = (words for prefix, words in _COMPLAINTS.items() if (state or name).startswith(prefix))
     return next(found, "does not answer")
 
 
-def _of_driver(error: BaseException) -> BaseException | None:
-    """The driver's own error, which an engine wraps."""
-    return error.orig if isinstance(error, DBAPIError) else error
+def of_driver(error: BaseException) -> BaseException | None:
+    """The driver's own error, whether or not an engine has wrapped it; None if it is none."""
+    return (
+        error.orig
+        if isinstance(error, DBAPIError)
+        else error
+        if isinstance(error, _DRIVER_ERRORS)
+        else None
+    )
 
 
 def _sqlstate(error: BaseException) -> str | None:
-    state = getattr(_of_driver(error), "sqlstate", None)
-    return str(state) if state is not None and isinstance(error, _DATABASE_ERRORS) else None
+    state = getattr(of_driver(error), "sqlstate", None)
+    return str(state) if state is not None else None
 
 
 def _is_about_a_value(error: BaseException | None) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from store_credit import schema
 from store_credit.errors import ServiceUnavailable
+from store_credit.failures import DATABASE_ERRORS
 from store_credit.ledger import queries
 from store_credit.openapi import answers
 from store_credit.responses import Json
@@ -97,7 +97,7 @@ async def metrics(request: Request, service: TheService) -> Response:
     try:
         await probes_of(request).read(service, _take_stock, service)
         service.metrics.database_up.set(1)
-    except (SQLAlchemyError, OSError, TimeoutError):
+    except (*DATABASE_ERRORS, OSError, TimeoutError):
         # The counters matter most while the database is away; the gauges keep their last values.
         service.metrics.database_up.set(0)
         request.state.reason = "database_away"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy import DateTime, Dialect, MetaData, String
 from sqlalchemy.types import TypeDecorator
@@ -24,6 +25,7 @@ ID_LENGTH_MAX = 255
 UPSTREAM_ID_LENGTH_MAX = 1024
 
 
+@lru_cache(maxsize=1_024)
 def sqlite_time(moment: datetime) -> str:
     """A time as SQLAlchemy's `DateTime` keeps it in SQLite, in UTC."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

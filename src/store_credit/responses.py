@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,7 +19,7 @@ from store_credit.errors import (
     Problem,
     ServiceUnavailable,
 )
-from store_credit.failures import is_passing
+from store_credit.failures import DATABASE_ERRORS, is_passing
 from store_credit.ledger.refusals import (
     AlreadyExists,
     KeyReused,
@@ -78,7 +77,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Unavailable, _unavailable)
     app.add_exception_handler(RequestValidationError, _invalid_query)
     app.add_exception_handler(HTTPException, _http_error)
-    for fault in (SQLAlchemyError, OSError, TimeoutError):
+    for fault in (*DATABASE_ERRORS, OSError, TimeoutError):
         app.add_exception_handler(fault, _database_fault)
 
 

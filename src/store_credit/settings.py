@@ -54,8 +54,8 @@ class Settings(BaseSettings):
 
     database_url: str = "sqlite:///store-credit.db"
     """SQLite in the working directory by default; `postgresql://user:password@host/name` in production."""
-    database_connections: int = Field(5, ge=2, le=100)
-    """PostgreSQL connections of one process: one writes, the others read."""
+    database_connections: int = Field(5, ge=3, le=100)
+    """PostgreSQL connections of one process: one writes, one is for what needs locks, the others read."""
 
     callout_username: str | None = None
     callout_password: SecretStr | None = None

@@ -16,11 +16,10 @@ from alembic.util import CommandError
 from rich.console import Console
 from rich.text import Text
 from sqlalchemy import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store_credit import schema, settings
 from store_credit.database import COMMAND_TIMEOUT_SECONDS, Database, InvalidUrl, connect
-from store_credit.failures import complaint, is_passing
+from store_credit.failures import DATABASE_ERRORS, complaint, is_passing, of_driver
 from store_credit.fields import instant
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.ledger import Ledger
@@ -69,12 +68,12 @@ def told_in_one_sentence() -> Any:
         fail(error.message)
     except CommandError as error:
         fail(f"The migrations can not do this: {str(error).rstrip('.')}.")
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except (*DATABASE_ERRORS, OSError, TimeoutError) as error:
         if is_passing(error):
             fail(f"The database {complaint(error)}; see STORE_CREDIT_DATABASE_URL.")
-        if not isinstance(error, DBAPIError):
+        if (refusal := of_driver(error)) is None:
             raise
-        fail(f"The database refuses: {str(error.orig).splitlines()[0].rstrip('.')}.")
+        fail(f"The database refuses: {str(refusal).splitlines()[0].rstrip('.')}.")
 
 
 @contextlib.asynccontextmanager

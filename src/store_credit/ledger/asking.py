@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Boolean, ColumnElement, Connection
 
+from store_credit import direct
 from store_credit.database import Fetch
 from store_credit.metadata import Moment, sqlite_time
 
@@ -56,7 +57,7 @@ class Query:
         if connection.dialect.name == "postgresql":
             sql, names = _numbered(self.postgresql)
             return list(connection.exec_driver_sql(sql, tuple(parameters[name] for name in names)))
-        found = connection.exec_driver_sql(*self._for_sqlite(parameters))
+        found = direct.rows(connection, *self._for_sqlite(parameters))
         return [self.typed(row) for row in found]
 
     def typed(self, row: Sequence[Any]) -> Sequence[Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from store_credit.ledger.commands import Cause
@@ -100,7 +101,13 @@ def entry_hash(entry: Entry) -> str:
     return _digest({name: getattr(entry, name) for name in HASHED})
 
 
+@lru_cache(maxsize=1_024)
+def _time_text(at: datetime) -> str:
+    """Most entries of a batch tell the same time."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
 def _digest(told: dict[str, Any]) -> str:
     fields = [told[name] for name in HASHED]
-    fields[_TIME] = told["created_at"].astimezone(UTC).isoformat(timespec="microseconds")
+    fields[_TIME] = _time_text(told["created_at"])
     return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()
