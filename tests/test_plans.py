@@ -24,7 +24,8 @@ from starlette.routing import Match
 
 from store_credit import direct
 from store_credit.cli import statement
-from store_credit.database import Fetch, PostgresqlDatabase, connect
+from store_credit.database import PostgresqlDatabase, connect
+from store_credit.direct import Fetch
 from store_credit.exchange import queries as exchange
 from store_credit.ledger import reports, sweeper
 from store_credit.webhooks import catch_up, upkeep

@@ -108,6 +108,16 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["bench.py", "bench_import.py", "growth.py"])
+def test_what_measures_can_be_started(name: str) -> None:
+    """All that it is made of is there; the measuring itself takes minutes."""
+    ended = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / name, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--seconds" in ended.stdout
+
+
 def test_setup_installs_the_locked_requirements_and_the_command(checkout: Checkout) -> None:
     assert checkout.set_up().returncode == 0
     assert checkout.installed() == ["requirements.lock"]

@@ -14,18 +14,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-import asyncpg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from store_credit.failures import CommitFailed, is_undone
+from store_credit.direct import Fetch, OwnConnection
+from store_credit.failures import CommitFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-Fetch = Callable[..., Awaitable[Any]]
-"""Takes a statement in PostgreSQL's own form and its values, and returns its first row."""
 
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
@@ -127,18 +124,17 @@ class PostgresqlDatabase:
         # What commits at once has a connection of its own. It runs few statements, again and again, that
         # name their rows: they are planned once, and look rows up by an index, also while PostgreSQL knows
         # nothing of its tables' sizes yet.
-        self._at_once = _postgresql_engine(
-            url,
-            1,
-            command_timeout_seconds,
-            plan_cache_mode="force_generic_plan",
-            enable_seqscan="off",
-            enable_hashjoin="off",
-            enable_mergejoin="off",
-        ).execution_options(isolation_level="AUTOCOMMIT")
-        self._held: AsyncConnection | None = None
-        self._direct: asyncpg.Connection[asyncpg.Record] | None = None
-        self._alone = asyncio.Lock()
+        self._at_once = OwnConnection(
+            _postgresql_engine(
+                url,
+                1,
+                command_timeout_seconds,
+                plan_cache_mode="force_generic_plan",
+                enable_seqscan="off",
+                enable_hashjoin="off",
+                enable_mergejoin="off",
+            )
+        )
         # One snapshot for all statements of a read, and never the last connection: that one writes.
         self._snapshots = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -171,38 +167,10 @@ class PostgresqlDatabase:
             return await connection.run_sync(_transact, lambda c: function(c, *args, **kwargs))
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
-        # The driver itself: to go through an engine takes several times as long as the driver does.
-        async with self._alone:
-            driver = await self._driver_connection()
-            try:
-                return await function(driver.fetchrow)
-            except BaseException as error:
-                if not is_undone(error):
-                    await self._drop_driver_connection()
-                raise
-
-    async def _driver_connection(self) -> asyncpg.Connection[asyncpg.Record]:
-        if self._direct is not None and self._direct.is_closed():
-            await self._drop_driver_connection()
-        if self._direct is None:
-            self._held = await self._at_once.connect()
-            self._direct = (await self._held.get_raw_connection()).driver_connection
-            assert self._direct is not None
-        return self._direct
-
-    async def _drop_driver_connection(self) -> None:
-        """The next one is made anew: this one is lost, or nobody knows what it is doing."""
-        held, direct = self._held, self._direct
-        self._held = self._direct = None
-        if held is not None and direct is not None:
-            direct.terminate()
-            await held.invalidate()
-            await held.close()
+        return await self._at_once.use(function)
 
     async def close(self) -> None:
-        if self._held is not None:
-            await self._held.close()
-        await self._at_once.dispose()
+        await self._at_once.close()
         await self._engine.dispose()
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from store_credit.database import Database, Fetch
+from store_credit.database import Database
+from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed
 
 

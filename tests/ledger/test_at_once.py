@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from store_credit.database import Database, Fetch, connect
+from store_credit.database import Database, connect
+from store_credit.direct import Fetch
 from store_credit.ledger import store
 from store_credit.ledger.commands import Command
 from store_credit.ledger.ledger import Claim, Ledger, Record

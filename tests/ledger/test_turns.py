@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from store_credit.database import Database, Fetch
+from store_credit.database import Database
+from store_credit.direct import Fetch
 from store_credit.ledger import turns as module
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.refusals import Unavailable

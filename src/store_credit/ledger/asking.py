@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import Boolean, ColumnElement, Connection
 
 from store_credit import direct
-from store_credit.database import Fetch
+from store_credit.direct import Fetch
 from store_credit.metadata import Moment, sqlite_time
 
 Parameters = Mapping[str, Any]

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from store_credit.bulk import Record, Statement, Versions, if_unchanged
-from store_credit.database import Fetch
+from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed, is_undone
 from store_credit.ledger.asking import Parameters, Query, ask_together
 from store_credit.ledger.batch import Batch, Results

@@ -19,7 +19,8 @@ from sqlalchemy import Connection
 
 from store_credit import bulk, ids
 from store_credit.bulk import Record
-from store_credit.database import Database, Fetch
+from store_credit.database import Database
+from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed, is_locked, is_passing, is_race
 from store_credit.ledger import at_once, store
 from store_credit.ledger.batch import Batch, Results
