@@ -272,7 +272,6 @@ async def test_holds_past_their_time_end_first_and_too_many_of_them_under_locks(
     for number in range(3):
         await ledger.execute(authorize("10", session_id=f"old-{number}"))
     clock.advance(2 * DAY)
-    monkeypatch.setattr("store_credit.ledger.at_once.DUE_HOLDS_MAX", 3)
     monkeypatch.setattr(store, "DUE_HOLDS_MAX", 3)
     assert await reason(ledger, authorize("100", session_id="last")) == Reason.APPROVED
     assert watched.transactions == 1

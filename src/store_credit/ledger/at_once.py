@@ -20,6 +20,7 @@ from typing import Any
 from store_credit.bulk import Record, Statement, Versions, if_unchanged
 from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed, is_undone
+from store_credit.ledger import store
 from store_credit.ledger.asking import Parameters, Query, ask_together
 from store_credit.ledger.batch import Batch, Results
 from store_credit.ledger.book import Book
@@ -38,7 +39,7 @@ from store_credit.ledger.statements import (
     RELEASED_HOLDS_AT_ONCE,
     SESSION_HOLDS,
 )
-from store_credit.ledger.store import DUE_HOLDS_MAX, Claimed, offers_of
+from store_credit.ledger.store import Claimed, offers_of
 from store_credit.ledger.tables import credit_line, source
 from store_credit.metadata import upstream_key
 
@@ -67,7 +68,7 @@ async def look(fetch: Fetch, needs: Needs, clock: datetime | None) -> Seen | Non
     keys = [upstream_key(upstream_id) for upstream_id in needs.upstream_ids]
     given = {"keys": keys, "offers": offers, "clock": clock}
     now, found = await ask_together(fetch, lines, _questions(needs, offers, clock), given)
-    if found.get(KNOWN_SOURCES) or len(found[DUE_HOLDS_AT_ONCE]) >= DUE_HOLDS_MAX:
+    if found.get(KNOWN_SOURCES) or len(found[DUE_HOLDS_AT_ONCE]) >= store.DUE_HOLDS_MAX:
         return None
     book = Book()
     for *figures, _ in found[READ_LINES]:
@@ -84,7 +85,7 @@ async def look(fetch: Fetch, needs: Needs, clock: datetime | None) -> Seen | Non
 def _questions(needs: Needs, offers: list[str], clock: datetime | None) -> dict[Query, Parameters]:
     questions: dict[Query, Parameters] = {
         READ_LINES: {},
-        DUE_HOLDS_AT_ONCE: {"clock": clock, "most": DUE_HOLDS_MAX},
+        DUE_HOLDS_AT_ONCE: {"clock": clock, "most": store.DUE_HOLDS_MAX},
     }
     if sessions := list(needs.session_ids):
         questions[SESSION_HOLDS] = {"session_ids": sessions}
