@@ -61,9 +61,9 @@ def test_deadlocks_with_a_stranger(own_url: str, tmp_path: Path, serializable: b
     async def lock_both(connection: asyncpg.Connection) -> None:
         nonlocal gave_way
         lines = "SELECT id FROM credit_line WHERE upstream_id = ANY($1) ORDER BY id DESC"
-        last, first = [row[0] for row in await connection.fetch(lines, recorder.shared_lines)]
         touch = "UPDATE credit_line SET name = 'touched' WHERE id = $1"
         try:
+            last, first = [row[0] for row in await connection.fetch(lines, recorder.shared_lines)]
             async with connection.transaction():
                 await connection.execute(touch, last)
                 await waited_for(connection)

@@ -42,16 +42,20 @@ def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change
         return (_move if moves else _deduct_again)(book, command, now, known, policy)
     line = _spent_line(book, command)
     amount = _deductible(command, line) if line is not None else _lineless(command, now)
-    told = book.sources.get(command.source_id) or Source(command.source_id)
+    told = book.sources.get(command.source_id)
     if line is None or isinstance(amount, Outcome):
         assert isinstance(amount, Outcome)
-        unmatched = replace(told, order_id=told.order_id or command.order_id, unmatched=True)
-        return Change(replace(amount, at=now), sources=(unmatched,) if unmatched != told else ())
+        before = told or Source(command.source_id)
+        unmatched = replace(before, order_id=before.order_id or command.order_id, unmatched=True)
+        return Change(replace(amount, at=now), sources=(unmatched,) if unmatched != before else ())
     draft = Draft(book, line, now, command.cause)
     draft.settle()
     deduction, hold = _deduct_new(draft, command, amount)
     if (offer := book.offers.get(deduction.upstream_id)) is not None:
         draft.offers.append(replace(offer, spent_at=draft.now))
+    if told is None:
+        draft.write_off()
+        return draft.change(Reason.DEDUCTED, hold=hold, deduction=deduction)
     returned = returns.unpark(draft, deduction, told, policy)
     draft.write_off()
     change = draft.change(Reason.DEDUCTED, hold=hold, deduction=replace(deduction, returned=returned))
