@@ -53,7 +53,14 @@ _UNIQUE_VIOLATION = "23505"
 _PASSING_SQLITE_ERRORS = ("BUSY", "LOCKED", "FULL", "IOERR", "READONLY", "CANTOPEN", "NOMEM")
 
 
-_DRIVER_ERRORS = (DBAPIError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
+_DRIVER_ERRORS = (
+    DBAPIError,
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # Also what asyncpg says of a connection that the server has just ended, when nobody was using it.
+    asyncpg.InternalClientError,
+)
 DATABASE_ERRORS = (SQLAlchemyError, *_DRIVER_ERRORS)
 """Of an engine, and of the drivers where they are asked directly."""
 

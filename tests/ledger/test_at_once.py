@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, text
 
@@ -204,11 +205,38 @@ async def test_after_a_conflict_some_batches_wait_for_locks(
     assert (watched.trips, watched.transactions) == (6, 3)
 
 
-async def test_when_the_answer_is_lost_the_marker_tells(ledger: Ledger, watched: Watched) -> None:
-    async def lose() -> None:
-        raise ConnectionResetError
+LOST = [
+    ConnectionResetError("reset by peer"),
+    TimeoutError("no answer"),
+    asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    asyncpg.AdminShutdownError("terminating connection due to administrator command"),
+    asyncpg.InterfaceError("connection is closed"),
+    asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+]
 
-    watched.after = [lose]
+
+def raising(error: Exception) -> Act:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_a_connection_that_is_lost_before_anything_was_written_is_replaced(
+    ledger: Ledger, watched: Watched, error: Exception
+) -> None:
+    watched.between = [raising(error)]
+
+    assert await reason(ledger, authorize("60")) == Reason.APPROVED
+    assert await kinds(watched) == ["issued", "held"]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_when_the_answer_is_lost_the_marker_tells(
+    ledger: Ledger, watched: Watched, error: Exception
+) -> None:
+    watched.after = [raising(error)]
 
     assert await reason(ledger, authorize("60")) == Reason.APPROVED
     assert await kinds(watched) == ["issued", "held"]
