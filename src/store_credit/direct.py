@@ -7,6 +7,7 @@ as long as the driver does. Whoever wants to see all statements that are run mus
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -43,8 +44,9 @@ class OwnConnection:
                 return await function(driver.fetchrow)
             except BaseException as error:
                 if not is_undone(error):
-                    # It is lost, or nobody knows what it is doing.
-                    await self._drop()
+                    # It is lost, or nobody knows what it is doing. That error is the one to tell.
+                    with contextlib.suppress(Exception):
+                        await self._drop()
                 raise
 
     async def close(self) -> None:

@@ -66,11 +66,15 @@ DATABASE_ERRORS = (SQLAlchemyError, *_DRIVER_ERRORS)
 
 
 class CommitFailed(Exception):
-    """COMMIT raised: the transaction may or may not have happened. `result` is what it would give."""
+    """COMMIT raised: the transaction may or may not have happened. `result` is what it would give.
 
-    def __init__(self, result: Any) -> None:
+    `may_begin_later`: the server may not even have begun, and still do it.
+    """
+
+    def __init__(self, result: Any, *, may_begin_later: bool = False) -> None:
         super().__init__("the fate of a COMMIT is unknown")
         self.result = result
+        self.may_begin_later = may_begin_later
 
 
 def is_passing(error: BaseException) -> bool:

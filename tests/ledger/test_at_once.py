@@ -13,9 +13,11 @@ from sqlalchemy import Connection, text
 
 from store_credit.database import Database, connect
 from store_credit.direct import Fetch
+from store_credit.failures import CommitFailed
 from store_credit.ledger import store
 from store_credit.ledger.commands import Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
+from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.state import Outcome, Reason
 from store_credit.ledger.tables import source
 from tests.making import DAY, POLICY, Clock, authorize, deduct, give_back, issue, release
@@ -318,3 +320,19 @@ async def test_records_that_take_several_statements_are_written_under_locks(
         return connection.execute(text("SELECT order_id FROM source")).scalar_one()
 
     assert await watched.read(order_id) == "o-1"
+
+
+async def test_which_of_two_doubtful_tries_was_committed_is_not_guessed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first, without locks, may have begun on the server when the second was over."""
+    tries = [CommitFailed(["approved"], may_begin_later=True), CommitFailed(["declined"])]
+
+    async def write(*_: Any) -> None:
+        if tries:
+            raise tries.pop(0)
+
+    monkeypatch.setattr(ledger, "_write", write)
+
+    with pytest.raises(Unavailable):
+        await ledger.execute(authorize("60"))

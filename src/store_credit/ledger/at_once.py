@@ -127,7 +127,7 @@ async def save(
     except Exception as error:
         if is_undone(error):
             raise
-        raise CommitFailed(results) from error
+        raise CommitFailed(results, may_begin_later=True) from error
     return bool(is_done)
 
 

@@ -30,7 +30,7 @@ from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.state import Outcome
 from store_credit.ledger.turns import Answer, Turns
-from store_credit.ledger.works import Claim, Deadlines, Pending, Result, Work, answer, waiting
+from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, Work, answer, waiting
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
@@ -144,6 +144,7 @@ class Ledger:
                 _log.warning("a batch of %d failed; running them one by one: %r", len(batch), error)
                 for pending in batch:
                     await self._serve([pending])
+                    self._turns.tell()
                 return
             failed = Unavailable(LOCKED) if is_locked(error) else error
             answers = [(pending, failed) for pending in batch]
@@ -176,6 +177,7 @@ class Ledger:
         """
         batch_id = ids.mint("batch")
         unknown: list[Answer] = []
+        may_begin_later = is_unclear = False
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
             if not (batch := waiting(batch)):
                 break
@@ -189,6 +191,8 @@ class Ledger:
                 if not is_passing(error) and not unknown:
                     raise
                 if isinstance(error, CommitFailed) and error.result is not None:
+                    is_unclear = is_unclear or may_begin_later
+                    may_begin_later = may_begin_later or error.may_begin_later
                     unknown = list(zip(batch, error.result, strict=True))
                 _log.warning("a transaction failed for a passing reason: %r", error)
                 if pause is None:
@@ -198,6 +202,8 @@ class Ledger:
             if results is None:
                 # An earlier try of this batch was committed after all: its outcomes are the answer.
                 assert unknown
+                if is_unclear:
+                    raise Unavailable(LATE)  # One of two, and they may have decided otherwise.
                 return unknown
             seconds = time.perf_counter() - started
             self._turns.took(len(batch), seconds)
