@@ -1,4 +1,4 @@
-"""A batch in two trips to PostgreSQL and without waiting for locks: the way of nearly all of them.
+"""A batch in two trips to PostgreSQL and without waiting for locked lines: the way of nearly all of them.
 
 All that the batch names is read in one statement, of one snapshot, without locks. What the rules make of it
 is written by one statement, which commits by itself. It first locks the lines that change, and writes
