@@ -24,8 +24,8 @@ QUIET = {"LOG_LEVEL": "warning", "CONNECTIONS": "8192"}
 PEAK_CONNECTIONS = 64
 CONNECTED_SECONDS = 1.5
 """As many connections as take this long to serve, all with a request under way."""
-CONNECTIONS_MAX = 3_000
-"""To read and refuse a request costs most of what it costs to serve it: all of so many take about a second."""
+CONNECTIONS_MAX = 2_000
+"""To read and refuse a request costs most of what it costs to serve it, and each comes again after 2 s."""
 PEAK_SHARE_MIN = 0.8
 PEAK_SHARE_PER_CPU_MIN = 0.6
 """Of what was served per second of the processor, where the machine may have much else to do: the server's
