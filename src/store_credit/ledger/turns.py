@@ -29,7 +29,7 @@ WORK_SHARE = 0.7
 """What a work costs within a transaction, of what its request costs outside, about."""
 JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
-WAIT_SECONDS_MAX = 0.2
+WAIT_SECONDS_MAX = 0.1
 """When a work would wait longer, by the pace of late, the queue is crowded."""
 PACE_WORKS_MIN = 16
 """Smaller batches tell how fast the ledger is at least, and not how slow."""
