@@ -58,9 +58,14 @@ class OwnConnection:
         if self._driver is not None and self._driver.is_closed():
             await self._drop()
         if self._driver is None:
-            self._held = await self._engine.connect()
-            self._driver = (await self._held.get_raw_connection()).driver_connection
-            assert self._driver is not None
+            held = await self._engine.connect()
+            try:
+                self._driver = (await held.get_raw_connection()).driver_connection
+            except BaseException:
+                await held.close()
+                raise
+            self._held = held
+        assert self._driver is not None
         return self._driver
 
     async def _drop(self) -> None:

@@ -28,8 +28,8 @@ _UNDONE_SQLSTATES = (
     "0A",  # a prepared statement from before a migration
     "22",  # a value
     "23",  # a constraint
-    "25",  # a read-only transaction
-    "40",  # serialization failure, deadlock
+    "40001",  # serialization failure
+    "40P01",  # deadlock
     "42",  # no such table, no such right
     "55P03",  # lock timeout
     "57014",  # cancelled
@@ -107,7 +107,8 @@ def is_race(error: BaseException) -> bool:
 def is_undone(error: BaseException) -> bool:
     """Whether a statement that commits by itself has certainly left nothing.
 
-    Of whatever else goes wrong with it, a connection that is lost above all, that can not be told.
+    Of whatever else goes wrong with it, a connection that is lost above all, that can not be told. Nor is a
+    session any good that may only read: after a failover it would be kept for ever.
     """
     sqlstate = _sqlstate(error)
     if sqlstate is None:
@@ -130,13 +131,9 @@ def complaint(error: BaseException) -> str:
 
 def of_driver(error: BaseException) -> BaseException | None:
     """The driver's own error, whether or not an engine has wrapped it; None if it is none."""
-    return (
-        error.orig
-        if isinstance(error, DBAPIError)
-        else error
-        if isinstance(error, _DRIVER_ERRORS)
-        else None
-    )
+    if isinstance(error, DBAPIError):
+        return error.orig
+    return error if isinstance(error, _DRIVER_ERRORS) else None
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -44,7 +44,7 @@ from store_credit.ledger.tables import credit_line, source
 from store_credit.metadata import upstream_key
 
 BATCHES_UNDER_LOCKS = 16
-"""So many batches wait for locks after one that another process was in the way of."""
+"""So many batches wait for locks when another process was in the way of one: it, and those after it."""
 
 
 @dataclass(frozen=True, slots=True)
