@@ -14,6 +14,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from store_credit.app import create_app
+from store_credit.crowd import Crowd
 from store_credit.protocol import BoundedProtocol
 from store_credit.settings import Settings
 from tests.http_fixtures import ordinary
@@ -40,6 +41,16 @@ def _no_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("sent", list(ANSWERED.values()), ids=list(ANSWERED))
+def test_a_refused_request_leaves_nothing(
+    sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crowd, "refuses", lambda *_: True)
+    settings = Settings(**ordinary(f"sqlite:///{tmp_path / 'unused.db'}"))
+    assert uvloop.run(_left(sent, settings)) == 0
+
+
+@pytest.mark.usefixtures("_no_collection")
 @pytest.mark.parametrize("sent", [*ANSWERED.values(), *UNANSWERED.values()], ids=[*ANSWERED, *UNANSWERED])
 def test_a_closed_connection_leaves_nothing(sent: bytes, tmp_path: Path) -> None:
     settings = Settings(**ordinary(f"sqlite:///{tmp_path / 'unused.db'}"))
@@ -49,11 +60,12 @@ def test_a_closed_connection_leaves_nothing(sent: bytes, tmp_path: Path) -> None
 async def _left(sent: bytes, settings: Settings) -> int:
     """How many of some connections that sent this are still there when all are closed."""
     watched: list[weakref.ref[BoundedProtocol]] = []
-    config, state = Config(create_app(settings), log_config=None), ServerState()
+    app = create_app(settings)
+    config, state = Config(app, log_config=None), ServerState()
     config.load()
 
     def connected() -> BoundedProtocol:
-        protocol = BoundedProtocol(config, state, {"settings": settings})
+        protocol = BoundedProtocol(config, state, {"service": app.state.service})
         watched.append(weakref.ref(protocol))
         return protocol
 

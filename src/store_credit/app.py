@@ -84,9 +84,6 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
     app.include_router(export_routes.router)
     app.include_router(storefront_routes.router)
     app.include_router(health.router)
-    app.add_middleware(
-        Crowd, ledger=service.ledger, metrics=service.metrics, connections=chosen.connections
-    )
     app.add_middleware(Telemetry, metrics=service.metrics)
     install_error_handlers(app)
     install_openapi(app)
@@ -103,12 +100,13 @@ def _build(chosen: Settings, clock: Clock | None) -> Service:
     deadline = chosen.deadline / timedelta(seconds=1)
     ledger = Ledger(database, policy, clock=clock, deadline_seconds=deadline, on_commit=metrics.committed)
     authenticator = Authenticator(clock, on_throttled=metrics.password_throttled)
-    return Service(chosen, database, ledger, authenticator, metrics, clock or _system_time)
+    own_clock = clock or _system_time
+    return Service(chosen, database, ledger, authenticator, metrics, own_clock, Crowd(ledger))
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Gives the settings to the server: it has limits to keep before a request reaches the application."""
+    """Gives the service to the server: it has limits to keep before a request reaches the application."""
     service: Service = app.state.service
     stopped = asyncio.Event()
     async with contextlib.AsyncExitStack() as cleanup:
@@ -128,7 +126,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             asyncio.create_task(_keep_inbox(service, stopped)),
         ]
         process.spare_the_collector()
-        yield {"settings": service.settings}
+        yield {"service": service}
         stopped.set()
         await asyncio.gather(*tasks)
 

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
+from collections.abc import Awaitable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 
-from store_credit.errors import ServiceUnavailable
 from store_credit.ledger.ledger import Ledger
-from store_credit.responses import error_response
-from store_credit.telemetry import Metrics
 
-REFUSAL_SECONDS = 2.0
-"""Who is refused at once asks at once again, and refusing would be all that is done."""
-
-CONNECTIONS_LEFT = 100
-"""Refusals that wait keep their connections; so many are left for others, such as probes."""
+REFUSALS_PER_SECOND = 1_000
+"""Who is refused asks again at once. At this pace, refusing takes about a tenth of a processor."""
+REFUSAL_SECONDS_MAX = 2.0
+"""No refusal waits longer for its turn."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Crowd:
-    """ASGI middleware: answers 503 to whatever would change something while the ledger is crowded."""
+    """Decides which requests are refused: those that would change something while the ledger is crowded."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, metrics: Metrics, connections: int) -> None:
-        """`connections` is how many the process keeps open."""
-        self._app = app
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._metrics = metrics
-        self._slowed = 0
-        self._slowed_max = max(connections - CONNECTIONS_LEFT, connections // 2)
-        self._refusal = error_response(ServiceUnavailable.retry_after(1, "The service has too much to do."))
+        self._started = 0
+        self._last_turn = 0.0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in _READING and self._ledger.is_crowded:
-            self._metrics.refused.inc()
-            if self._slowed < self._slowed_max:
-                self._slowed += 1
-                try:
-                    await asyncio.sleep(REFUSAL_SECONDS)
-                finally:
-                    self._slowed -= 1
-            await self._refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+    def refuses(self, method: str) -> bool:
+        """Asked once for each request, before it is started."""
+        return method not in _READING and self._ledger.is_crowded_with(self._started)
+
+    def started(self, app: ASGI3Application) -> ASGI3Application:
+        """The application for one request that is started. Until it runs, the ledger knows nothing of it.
+
+        A thousand connections may be read before the first of their requests runs.
+        """
+        self._started += 1
+
+        def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
+            self._started -= 1
+            return app(scope, receive, send)
+
+        return run
+
+    def seconds_to_turn(self) -> float:
+        """When the next refusal is to be sent: they go out one after the other, at a steady pace."""
+        now = time.monotonic()
+        turn = max(now, self._last_turn + 1 / REFUSALS_PER_SECOND)
+        self._last_turn = min(turn, now + REFUSAL_SECONDS_MAX)
+        return self._last_turn - now

@@ -8,14 +8,20 @@ it on the connection, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from http import HTTPStatus
-from typing import Any, Literal
+from collections.abc import MutableMapping
+from typing import Any, Literal, cast
 
 import httptools
+from starlette.responses import Response
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from store_credit import heads, ids
@@ -29,8 +35,8 @@ from store_credit.errors import (
 )
 from store_credit.responses import error_response
 from store_credit.room import room_of
-from store_credit.settings import Settings
-from store_credit.telemetry import REQUEST_ID_HEADER, log
+from store_credit.service import Service
+from store_credit.telemetry import REQUEST_ID_HEADER, log, request_id_of, tell
 from store_credit.transport import LingeringTransport
 
 FRAMING_BYTES_MAX = 32 * 1024
@@ -43,6 +49,8 @@ READ_AT_ONCE = 16 * 1024
 """The parser gets no more than this before the limits are looked at."""
 UNREAD_FACTOR = 6
 """How much longer a client may take to make room for an answer than to send a request."""
+
+_CROWDED = error_response(ServiceUnavailable.retry_after(1, "The service has too much to do."))
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -62,7 +70,8 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        chosen: Settings = app_state["settings"]
+        self._service: Service = app_state["service"]
+        chosen = self._service.settings
         self._client_seconds = chosen.client_timeout.total_seconds()
         self._connections_max = chosen.connections
         self._room = room_of(server_state)
@@ -97,6 +106,9 @@ class BoundedProtocol(HttpToolsProtocol):
             # uvicorn tells only the newest of several requests.
             self._answering.disconnected = True
             self._answering.message_event.set()
+        for cycle, _ in self.pipeline:
+            cycle.on_response = _nothing
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -224,7 +236,26 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        crowd = self._service.crowd
+        if crowd.refuses(cycle.scope["method"]):
+            self.loop.call_later(crowd.seconds_to_turn(), self._send_away, cycle, time.perf_counter())
+        else:
+            super()._start_asgi_task(cycle, crowd.started(app))
+
+    def _send_away(self, cycle: RequestResponseCycle, started: float) -> None:
+        """Answer a request that was not started, as there is too much to do."""
+        if not cycle.disconnected:
+            cycle.response_started = cycle.response_complete = True
+            scope = cast(MutableMapping[str, Any], cycle.scope)
+            request_id = request_id_of(scope)
+            self.transport.write(self._rendered(_CROWDED, request_id, is_last=not cycle.keep_alive))
+            metrics = self._service.metrics
+            metrics.refused.inc()
+            tell(metrics, scope, request_id, _CROWDED.status_code, time.perf_counter() - started)
+            if not cycle.keep_alive:
+                self.transport.close()
+            self.on_response_complete()
+        cycle.on_response = _nothing
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -247,7 +278,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._cancel_stage_timer()
         self._is_refused = True
         if self._stage != "body" or self._take_back(self.cycle):
-            self._last_words = self._rendered(error)
+            request_id = ids.mint("req")
+            reason = error.problems[0].message
+            log.info("refused", request_id=request_id, status=error.status, reason=reason)
+            self._last_words = self._rendered(error_response(error), request_id, is_last=True)
         if not self._is_answering():
             self._say_last_words()
 
@@ -268,19 +302,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(self._last_words)
             self.transport.close()
 
-    def _rendered(self, error: ApiError) -> bytes:
-        answer = error_response(error)
-        request_id = ids.mint("req")
-        log.info("refused", request_id=request_id, status=error.status, reason=error.problems[0].message)
+    def _rendered(self, answer: Response, request_id: str, *, is_last: bool) -> bytes:
         headers = [
             *self.server_state.default_headers,
             *answer.raw_headers,
             (REQUEST_ID_HEADER, request_id.encode("ascii")),
-            (b"connection", b"close"),
         ]
-        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode("ascii")
-        lines = [status, *(name + b": " + value for name, value in headers)]
-        return b"\r\n".join([*lines, b"", bytes(answer.body)])
+        if is_last:
+            headers.append((b"connection", b"close"))
+        status = STATUS_LINE[answer.status_code]
+        lines = [name + b": " + value for name, value in headers]
+        return status + b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
 def _of_ours(error: httptools.HttpParserError) -> ApiError:
@@ -291,3 +323,7 @@ def _of_ours(error: httptools.HttpParserError) -> ApiError:
     ours = error.__context__
     problem = Problem("invalid_format", "This is not a valid HTTP request.")
     return ours if isinstance(ours, ApiError) else BadRequest(problem)
+
+
+def _nothing() -> None:
+    """What is left to do after an answer. Else a request would know its connection, and be known by it."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from store_credit.crowd import Crowd
 from store_credit.database import Database
 from store_credit.ledger.ledger import Clock, Ledger
 from store_credit.security import Authenticator
@@ -25,6 +26,7 @@ class Service:
     metrics: Metrics
     clock: Clock
     """For what has no line to go by, such as the age of a signature."""
+    crowd: Crowd
 
 
 def service_of(request: Request) -> Service:

@@ -169,7 +169,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
@@ -191,24 +191,26 @@ class Telemetry:
             if status == 0:
                 await internal_error()(scope, receive, observed)
         finally:
-            self._tell(scope, request_id, status, time.perf_counter() - started)
-
-    def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        path = _path(scope)
-        self._metrics.request(method, path, status).observe(seconds)
-        log.info(
-            "request",
-            request_id=request_id,
-            method=method,
-            path=path,
-            status=status,
-            ms=round(seconds * 1_000, 2),
-            **{key: scope["state"][key] for key in ("principal", "reason") if key in scope["state"]},
-        )
+            tell(self._metrics, scope, request_id, status, time.perf_counter() - started)
 
 
-def _request_id(scope: Scope) -> str:
+def tell(metrics: Metrics, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    """Count and log a request that is answered."""
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    path = _path(scope)
+    metrics.request(method, path, status).observe(seconds)
+    log.info(
+        "request",
+        request_id=request_id,
+        method=method,
+        path=path,
+        status=status,
+        ms=round(seconds * 1_000, 2),
+        **{key: scope["state"][key] for key in ("principal", "reason") if key in scope["state"]},
+    )
+
+
+def request_id_of(scope: Scope) -> str:
     """The caller's request id when it is a plain short one, else one of ours."""
     for name, value in scope["headers"]:
         if name == REQUEST_ID_HEADER and _REQUEST_ID.fullmatch(value):

@@ -77,10 +77,12 @@ class Ledger:
         self._deadlines = Deadlines()
         self._locked = LockedNames()
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether a work that came now would wait for too long; asked before a request costs anything."""
-        return self._turns.is_crowded
+    def is_crowded_with(self, others: int) -> bool:
+        """Whether a work would wait for too long that came now, after so many others.
+
+        Asked before a request costs anything.
+        """
+        return self._turns.is_crowded_with(others)
 
     async def execute(
         self,

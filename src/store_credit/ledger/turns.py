@@ -55,10 +55,9 @@ class Turns:
     def __len__(self) -> int:
         return len(self._queue)
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether a work that came now would wait for too long."""
-        return len(self._queue) * self._seconds_per_work > WAIT_SECONDS_MAX
+    def is_crowded_with(self, others: int) -> bool:
+        """Whether a work that came after so many others would wait for too long."""
+        return (len(self._queue) + others) * self._seconds_per_work > WAIT_SECONDS_MAX
 
     def add(self, pending: Pending) -> None:
         self._queue.append(pending)
