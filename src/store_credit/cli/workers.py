@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from socket import socket
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+
+LISTENERS = 32
+"""The event loop takes no more than one new connection from each in a turn, and in an overload a turn takes
+a tenth of a second: with one listener, whoever connects then would wait for as long as it lasts."""
 
 
 class Workers(Multiprocess):
@@ -20,10 +28,21 @@ class Workers(Multiprocess):
         super().terminate_all()
 
 
+def listeners(config: uvicorn.Config) -> list[socket]:
+    """The port of the configuration, as often as it is to be listened on."""
+    first = config.bind_socket()
+    return [first, *(first.dup() for _ in range(LISTENERS - 1))]
+
+
 def run(app: str, *, workers: int, **options: Any) -> None:
-    """`uvicorn.run`, which with several workers refuses new connections once it is told to stop."""
-    if workers == 1:
-        uvicorn.run(app, **options)
-        return
+    """`uvicorn.run`, which takes many new connections at once, and refuses them once it is told to stop."""
     config = uvicorn.Config(app, workers=workers, **options)
-    Workers(config, sockets=[config.bind_socket()]).run()
+    sockets = listeners(config)
+    if workers > 1:
+        Workers(config, sockets=sockets).run()
+        return
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
