@@ -180,7 +180,7 @@ def test_serve_ends_when_its_port_is_taken(sqlite_url: str, tmp_path: Path) -> N
     with running(sqlite_url, tmp_path) as [server]:
         second = command("serve", "--port", str(server.port), env=environment(sqlite_url))
     assert second.returncode not in (0, None)
-    assert "address already in use" in second.stdout
+    assert "Address already in use" in second.stdout
     assert "Traceback" not in second.stdout + second.stderr
 
 

@@ -5,34 +5,50 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from store_credit.failures import is_undone
+from store_credit.failures import is_undone, leaves_session
+
+
+def told(kind: type[asyncpg.PostgresError], severity: str = "ERROR") -> asyncpg.PostgresError:
+    """An error as the server tells it."""
+    error = kind("told by the server")
+    error.severity_en = severity
+    return error
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        asyncpg.UniqueViolationError("a name is taken"),
-        asyncpg.LockNotAvailableError("locked"),
-        asyncpg.SerializationError("in each other's way"),
-        asyncpg.DeadlockDetectedError("in each other's way"),
-        asyncpg.QueryCanceledError("took too long"),
-        asyncpg.UndefinedTableError("no such table"),
-        asyncpg.DataError("no value"),
+        told(asyncpg.UniqueViolationError),
+        told(asyncpg.LockNotAvailableError),
+        told(asyncpg.SerializationError),
+        told(asyncpg.QueryCanceledError),
+        told(asyncpg.UndefinedTableError),
+        told(asyncpg.RaiseError),
+        told(asyncpg.DiskFullError),
+        told(asyncpg.IndexCorruptedError),
+        asyncpg.DataError("invalid input for query argument $1"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_has_certainly_left_nothing(error: Exception) -> None:
     assert is_undone(error)
+    assert leaves_session(error)
+
+
+def test_after_a_failover_the_session_that_may_only_read_goes() -> None:
+    error = told(asyncpg.ReadOnlySQLTransactionError)
+    assert is_undone(error)
+    assert not leaves_session(error)
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        asyncpg.StatementCompletionUnknownError("who knows"),
+        told(asyncpg.StatementCompletionUnknownError),
+        told(asyncpg.AdminShutdownError, "FATAL"),
+        told(asyncpg.CrashShutdownError, "PANIC"),
+        told(asyncpg.ProtocolViolationError),
         asyncpg.ConnectionDoesNotExistError("lost"),
-        asyncpg.AdminShutdownError("going down"),
-        asyncpg.ReadOnlySQLTransactionError("after a failover"),
-        asyncpg.DiskFullError("no space left"),
         asyncpg.InterfaceError("connection is closed"),
         asyncpg.InternalClientError("cannot switch to state 11"),
         ConnectionResetError("reset by peer"),
@@ -42,3 +58,4 @@ def test_what_has_certainly_left_nothing(error: Exception) -> None:
 )
 def test_what_may_have_happened(error: Exception) -> None:
     assert not is_undone(error)
+    assert not leaves_session(error)

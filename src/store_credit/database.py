@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from store_credit.direct import Fetch, OwnConnection
@@ -79,7 +79,7 @@ def connect(
 ) -> Database:
     """The database behind a URL; `postgresql://` selects the asynchronous driver by itself.
 
-    Raises InvalidUrl.
+    It takes three `connections` to PostgreSQL at least. Raises InvalidUrl.
     """
     try:
         parsed = make_url(url)
@@ -119,7 +119,7 @@ class PostgresqlDatabase:
     def __init__(self, url: Any, connections: int, command_timeout_seconds: float | None) -> None:
         # A plan that is made once keeps the sizes that the tables had then.
         self._engine = _postgresql_engine(
-            url, max(2, connections - 1), command_timeout_seconds, plan_cache_mode="force_custom_plan"
+            url, connections - 1, command_timeout_seconds, plan_cache_mode="force_custom_plan"
         )
         # What commits at once has a connection of its own. It runs few statements, again and again, that
         # name their rows: they are planned once, and look rows up by an index, also while PostgreSQL knows
@@ -139,7 +139,7 @@ class PostgresqlDatabase:
         self._snapshots = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        self._readers = asyncio.Semaphore(max(1, connections - 2))
+        self._readers = asyncio.Semaphore(connections - 2)
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -147,18 +147,10 @@ class PostgresqlDatabase:
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
             await self._readers.acquire()
         try:
-            return await self._read(lambda c: function(c, *args, **kwargs))
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            # The server has ended the connection while nobody used it. Now all of the pool are made anew.
-            return await self._read(lambda c: function(c, *args, **kwargs))
+            async with self._snapshots.connect() as connection:
+                return await connection.run_sync(lambda c: function(c, *args, **kwargs))
         finally:
             self._readers.release()
-
-    async def _read(self, function: Callable[[Connection], T]) -> T:
-        async with self._snapshots.connect() as connection:
-            return await connection.run_sync(function)
 
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -177,7 +169,7 @@ class PostgresqlDatabase:
 def _postgresql_engine(
     url: Any, connections: int, command_timeout_seconds: float | None, **planning: str
 ) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         # Errors are logged, and the values of statements are nobody's business.
         hide_parameters=True,
@@ -199,6 +191,14 @@ def _postgresql_engine(
             },
         },
     )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _check(connection: Any, _record: object, _proxy: object) -> None:
+        if connection.driver_connection.is_closed():
+            # The server has ended it while nobody used it. The pool makes another.
+            raise DisconnectionError
+
+    return engine
 
 
 class SqliteDatabase:

@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from store_credit.failures import is_undone
+from store_credit.failures import leaves_session
 
 T = TypeVar("T")
 
@@ -40,10 +40,19 @@ class OwnConnection:
         """Run the function alone on the connection, which is made anew if it was lost."""
         async with self._alone:
             driver = await self._connected()
+            is_asked = False
+
+            async def fetch(sql: str, *values: Any) -> Any:
+                nonlocal is_asked
+                is_asked = True
+                row = await driver.fetchrow(sql, *values)
+                is_asked = False
+                return row
+
             try:
-                return await function(driver.fetchrow)
+                return await function(fetch)
             except BaseException as error:
-                if not is_undone(error):
+                if is_asked and not leaves_session(error):
                     # It is lost, or nobody knows what it is doing. That error is the one to tell.
                     with contextlib.suppress(Exception):
                         await self._drop()

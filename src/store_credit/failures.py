@@ -24,16 +24,11 @@ _PASSING_SQLSTATES = (
     "57",  # operator intervention: shutdown, cancelled, starting up
     "58",  # system error, such as a full disk
 )
-_UNDONE_SQLSTATES = (
-    "0A",  # a prepared statement from before a migration
-    "22",  # a value
-    "23",  # a constraint
-    "40001",  # serialization failure
-    "40P01",  # deadlock
-    "42",  # no such table, no such right
-    "55P03",  # lock timeout
-    "57014",  # cancelled
+_UNTOLD_SQLSTATES = (
+    "08",  # connection exceptions
+    "40003",  # statement completion unknown
 )
+_READ_ONLY = "25006"
 _COMPLAINTS = {
     "25006": "is read-only",
     "28": "refuses the login",
@@ -66,15 +61,11 @@ DATABASE_ERRORS = (SQLAlchemyError, *_DRIVER_ERRORS)
 
 
 class CommitFailed(Exception):
-    """COMMIT raised: the transaction may or may not have happened. `result` is what it would give.
+    """COMMIT raised: the transaction may or may not have happened. `result` is what it would give."""
 
-    `may_begin_later`: the server may not even have begun, and still do it.
-    """
-
-    def __init__(self, result: Any, *, may_begin_later: bool = False) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__("the fate of a COMMIT is unknown")
         self.result = result
-        self.may_begin_later = may_begin_later
 
 
 def is_passing(error: BaseException) -> bool:
@@ -107,13 +98,23 @@ def is_race(error: BaseException) -> bool:
 def is_undone(error: BaseException) -> bool:
     """Whether a statement that commits by itself has certainly left nothing.
 
-    Of whatever else goes wrong with it, a connection that is lost above all, that can not be told. Nor is a
-    session any good that may only read: after a failover it would be kept for ever.
+    PostgreSQL calls it an ERROR when it has undone the statement and goes on. What it calls worse may come
+    after COMMIT, and of a connection that is lost nothing can be told.
     """
-    sqlstate = _sqlstate(error)
-    if sqlstate is None:
-        return _is_about_a_value(of_driver(error))
-    return sqlstate.startswith(_UNDONE_SQLSTATES)
+    orig = of_driver(error)
+    severity = getattr(orig, "severity_en", None)
+    if severity is None:
+        # The driver's own word: about a value, the statement was not even sent.
+        return _is_about_a_value(orig) or isinstance(orig, asyncpg.DataError)
+    return severity == "ERROR" and not str(_sqlstate(error)).startswith(_UNTOLD_SQLSTATES)
+
+
+def leaves_session(error: BaseException) -> bool:
+    """Whether the session can be used after a statement that failed.
+
+    One that may only read is no good for writing: after a failover it would be kept for ever.
+    """
+    return is_undone(error) and _sqlstate(error) != _READ_ONLY
 
 
 def is_locked(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,7 +18,7 @@ from store_credit.failures import CommitFailed
 from store_credit.ledger import store
 from store_credit.ledger.commands import Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
-from store_credit.ledger.refusals import Unavailable
+from store_credit.ledger.offers import PREFIX
 from store_credit.ledger.state import Outcome, Reason
 from store_credit.ledger.tables import source
 from tests.making import DAY, POLICY, Clock, authorize, deduct, give_back, issue, release
@@ -53,11 +54,10 @@ class Watched:
         async def watched(fetch: Fetch) -> Any:
             async def counted(sql: str, *values: Any) -> Any:
                 self.trips += 1
-                is_saving = "json_populate_recordset" in sql
-                if is_saving and self.between:
+                if is_saving(sql) and self.between:
                     await self.between.pop(0)()
                 found = await fetch(sql, *values)
-                if is_saving and self.after:
+                if is_saving(sql) and self.after:
                     await self.after.pop(0)()
                 return found
 
@@ -96,12 +96,25 @@ async def reason(ledger: Ledger, command: Command) -> Reason:
     return (await ledger.execute(command)).outcomes[0].reason
 
 
-async def kinds(database: Any) -> list[str]:
-    def run(connection: Connection) -> list[str]:
-        return list(connection.scalars(text("SELECT kind FROM ledger_entry ORDER BY line_id, seq")))
-
-    found: list[str] = await database.read(run)
+async def column(database: Any, sql: str) -> list[Any]:
+    found: list[Any] = await database.read(lambda connection: list(connection.scalars(text(sql))))
     return found
+
+
+async def kinds(database: Any) -> list[str]:
+    return await column(database, "SELECT kind FROM ledger_entry ORDER BY line_id, seq")
+
+
+async def run(database: Database, *statements: str) -> None:
+    def execute(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    await database.write(execute)
+
+
+def is_saving(sql: str) -> bool:
+    return "json_populate_recordset" in sql
 
 
 def acting(ledger: Ledger, *commands: Command) -> Act:
@@ -316,23 +329,153 @@ async def test_records_that_take_several_statements_are_written_under_locks(
 
     await ledger.execute(authorize("10"), record=record)
 
-    def order_id(connection: Connection) -> Any:
-        return connection.execute(text("SELECT order_id FROM source")).scalar_one()
-
-    assert await watched.read(order_id) == "o-1"
+    assert await column(watched, "SELECT order_id FROM source") == ["o-1"]
 
 
-async def test_which_of_two_doubtful_tries_was_committed_is_not_guessed(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+class TwoDoubts:
+    """A database whose first two tries end in doubt, and whose server begins the first of them late."""
+
+    dialect = "postgresql"
+
+    def __init__(self, database: Database, *, commits_second: bool) -> None:
+        self._database = database
+        self._commits_second = commits_second
+        self._is_second = True
+        self._late: list[Act] = []
+
+    async def at_once(self, function: Callable[[Fetch], Awaitable[Any]]) -> Any:
+        async def lose(fetch: Fetch) -> Any:
+            async def asked(sql: str, *values: Any) -> Any:
+                if not is_saving(sql):
+                    return await fetch(sql, *values)
+                self._late.append(lambda: self._database.at_once(lambda begin: begin(sql, *values)))
+                raise ConnectionResetError("reset by peer")
+
+            return await function(asked)
+
+        return await self._database.at_once(lose)
+
+    async def write(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self._is_second:
+            self._is_second = False
+            raise CommitFailed(await self._second(function, *args))
+        for begin in self._late:
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                await begin()
+        return await self._database.write(function, *args)
+
+    async def _second(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self._commits_second:
+            return await self._database.write(function, *args)
+        answers: list[Any] = []
+
+        def undo(connection: Connection) -> None:
+            answers.append(function(connection, *args))
+            raise ZeroDivisionError
+
+        with contextlib.suppress(ZeroDivisionError):
+            await self._database.write(undo)
+        return answers[0]
+
+
+@pytest.mark.parametrize("commits_second", [False, True])
+async def test_of_two_doubtful_tries_the_one_that_was_committed_is_the_answer(
+    ledger: Ledger, database: Database, clock: Clock, commits_second: bool
 ) -> None:
-    """The first, without locks, may have begun on the server when the second was over."""
-    tries = [CommitFailed(["approved"], may_begin_later=True), CommitFailed(["declined"])]
+    """The first, without locks, may begin on the server only when the second is over."""
+    doubtful: Any = TwoDoubts(database, commits_second=commits_second)
+    asking = Ledger(doubtful, POLICY, clock=clock, deadline_seconds=30)
 
-    async def write(*_: Any) -> None:
-        if tries:
-            raise tries.pop(0)
+    outcome = (await asking.execute(authorize("60"))).outcomes[0]
 
-    monkeypatch.setattr(ledger, "_write", write)
+    assert outcome.hold is not None
+    assert await column(database, "SELECT id FROM hold") == [outcome.hold.id]
+    assert await kinds(database) == ["issued", "held"]
+    await asking.close()
 
-    with pytest.raises(Unavailable):
-        await ledger.execute(authorize("60"))
+
+async def test_a_lasting_error_of_the_server_is_one_caller_s(ledger: Ledger, database: Database) -> None:
+    await run(
+        database,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no'; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON hold FOR EACH ROW"
+        " WHEN (NEW.session_id = 'poison') EXECUTE FUNCTION refuse()",
+    )
+    sessions = ["session-1", "poison", "session-2"]
+
+    told = await asyncio.gather(
+        *(ledger.execute(authorize("10", session_id=session)) for session in sessions),
+        return_exceptions=True,
+    )
+
+    assert [type(one).__name__ for one in told] == ["Result", "RaiseError", "Result"]
+    assert await kinds(database) == ["issued", "held", "held"]
+
+
+async def test_what_others_commit_while_the_saving_statement_runs_counts(
+    ledger: Ledger, watched: Watched, database: Database, other: Ledger, database_url: str
+) -> None:
+    """It sees the rows that were there when it began; the versions that it compares are the newest."""
+    await run(
+        database,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END $$",
+        "CREATE TRIGGER wait BEFORE INSERT ON source FOR EACH ROW EXECUTE FUNCTION wait()",
+    )
+    holder = await asyncpg.connect(database_url)
+    await holder.execute("SELECT pg_advisory_lock(7)")
+    saving = asyncio.ensure_future(ledger.execute(deduct("60", "source-1", session_id="theirs")))
+    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while not await column(database, waits):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await other.execute(authorize("50", session_id="theirs"))
+    await holder.close()
+
+    outcome = (await saving).outcomes[0]
+
+    assert outcome.hold is not None, "it ended the hold that came meanwhile"
+    assert await kinds(database) == ["issued", "held", "deducted"]
+    assert (watched.trips, watched.transactions) == (2, 1)
+
+
+async def test_a_hold_that_is_released_meanwhile_is_not_released_again(
+    ledger: Ledger, watched: Watched, other: Ledger
+) -> None:
+    await ledger.execute(authorize("60"))
+    watched.between = [acting(other, release())]
+
+    assert await reason(ledger, release()) == Reason.NOTHING_HELD
+    assert await kinds(watched) == ["issued", "held", "released"]
+
+
+async def test_a_hold_that_expires_meanwhile_is_not_ended_again(
+    ledger: Ledger, watched: Watched, other: Ledger, clock: Clock
+) -> None:
+    async def later() -> None:
+        clock.advance(2 * DAY)
+        await other.execute(authorize("100", session_id="theirs"))
+
+    await ledger.execute(authorize("60"))
+    watched.between = [later]
+
+    assert await reason(ledger, deduct("60")) == Reason.DEDUCTED
+    assert await kinds(watched) == ["issued", "held", "hold_expired", "held", "deducted"]
+
+
+async def test_an_offer_that_is_taken_meanwhile_is_taken(
+    ledger: Ledger, watched: Watched, other: Ledger, database: Database
+) -> None:
+    minted = f"{PREFIX}1"
+    await run(
+        database,
+        "INSERT INTO offer (upstream_id, line_id, amount, expires_at, created_at)"
+        f" SELECT '{minted}', id, 5000, '2099-01-01', '2026-01-01' FROM credit_line",
+    )
+    watched.between = [acting(other, authorize("50", session_id="theirs", upstream_id=minted))]
+
+    told = await ledger.execute(authorize("50", session_id="ours", upstream_id=minted))
+
+    assert not told.outcomes[0].accepted
+    assert await kinds(watched) == ["issued", "held"]
+    assert (watched.trips, watched.transactions) == (2, 1)

@@ -81,7 +81,7 @@ async def test_a_deadline_that_passes_while_a_lock_is_waited_for_leaves_nothing(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_readers_never_take_the_last_connection(database_url: str, clock: Clock) -> None:
-    database = connect(database_url, connections=2)
+    database = connect(database_url, connections=3)
     ledger = Ledger(database, POLICY, clock=clock, deadline_seconds=30)
     reading, let_go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -379,7 +379,7 @@ async def test_service_resumes_by_itself(shaken: Ledger, faulty: Faulty) -> None
 
 
 async def test_connections_that_the_server_ended_are_replaced(postgresql_url: str, clock: Clock) -> None:
-    database, operator = connect(postgresql_url), connect(postgresql_url, connections=1)
+    database, operator = connect(postgresql_url), connect(postgresql_url)
     ledger = Ledger(database, POLICY, clock=clock, deadline_seconds=30)
     await ledger.execute(issue())
     await select(

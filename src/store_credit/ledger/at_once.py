@@ -5,24 +5,22 @@ is written by one statement, which commits by itself. It first locks the lines t
 nothing unless nobody else has one of them locked and each still has the version that was read. That
 version tells of everything that the rules know of a line: whatever changes its holds, deductions or offers
 changes its row too (`Draft.change`). A payment source must be new: its row is inserted, which fails when
-somebody else did so meanwhile.
+somebody else did so meanwhile, and waits as long as they may still undo it.
 
 What can not be done so is done under locks: see `store`. So is a batch that others were in the way of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from store_credit.bulk import Record, Statement, Versions, if_unchanged
 from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed, is_undone
 from store_credit.ledger import store
 from store_credit.ledger.asking import Parameters, Query, ask_together
-from store_credit.ledger.batch import Batch, Results
+from store_credit.ledger.batch import Batch
 from store_credit.ledger.book import Book
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.offers import Offer
@@ -41,6 +39,7 @@ from store_credit.ledger.statements import (
 )
 from store_credit.ledger.store import Claimed, offers_of
 from store_credit.ledger.tables import credit_line, source
+from store_credit.ledger.works import Answer
 from store_credit.metadata import upstream_key
 
 BATCHES_UNDER_LOCKS = 16
@@ -111,12 +110,12 @@ async def save(
     needs: Needs,
     seen: Seen,
     batch: Batch,
-    results: Results,
-    marker: Iterable[Record],
+    answers: list[Answer],
+    marker: Record,
 ) -> bool:
     """Write what the batch decided, if nobody else was in its way; returns whether it is done.
 
-    Raises CommitFailed with the results when it can not be told.
+    Raises CommitFailed with the answers when it can not be told.
     """
     statement = _statement(needs, seen, batch, marker)
     if statement is None:
@@ -127,19 +126,15 @@ async def save(
     except Exception as error:
         if is_undone(error):
             raise
-        raise CommitFailed(results, may_begin_later=True) from error
+        raise CommitFailed(answers) from error
     return bool(is_done)
 
 
-def _statement(needs: Needs, seen: Seen, batch: Batch, marker: Iterable[Record]) -> Statement | None:
-    sources: dict[str, dict[str, Any]] = {id_: new_source_row(id_) for id_ in sorted(needs.source_ids)}
-    others: list[Record] = []
-    for record in batch.records(marker):
-        table, row, _ = record
-        if table is source:
-            sources[row["id"]] = row
-        else:
-            others.append(record)
+def _statement(needs: Needs, seen: Seen, batch: Batch, marker: Record) -> Statement | None:
+    others = list(batch.records(marker))
+    if any(table is source for table, _, _ in others):
+        return None  # What is told of a source must not stay when the rest is not written.
+    sources: list[Record] = [(source, new_source_row(id_), "refuse") for id_ in sorted(needs.source_ids)]
     changed = {line.id for change in batch.changes for line in change.lines}
     versions = Versions(credit_line, {id_: seen.versions[id_] for id_ in changed})
-    return if_unchanged([(source, row, "refuse") for row in sources.values()], versions, others)
+    return if_unchanged(sources, versions, others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
 
@@ -13,9 +13,7 @@ from store_credit.ledger.commands import Policy
 from store_credit.ledger.refusals import KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Change
 from store_credit.ledger.store import Claimed
-from store_credit.ledger.works import LATE, Pending, Result, Work, waiting
-
-Results = list[Result | Exception]
+from store_credit.ledger.works import LATE, Answer, Pending, Result, Work, waiting
 
 
 class Batch:
@@ -30,18 +28,18 @@ class Batch:
         self._made: list[Claimed] = []
         self._records: list[Record] = []
 
-    def decide_all(self, pendings: list[Pending]) -> Results:
+    def decide_all(self, pendings: list[Pending]) -> list[Answer]:
         """What becomes of each. Works whose deadline passed meanwhile are left out."""
         in_time = set(map(id, waiting(pendings)))
         return [
-            self._decide(pending.work) if id(pending) in in_time else Unavailable(LATE)
+            (pending, self._decide(pending.work) if id(pending) in in_time else Unavailable(LATE))
             for pending in pendings
         ]
 
-    def records(self, marker: Iterable[Record]) -> Iterator[Record]:
-        """The rows to write."""
+    def records(self, marker: Record) -> Iterator[Record]:
+        """The rows to write, the batch's marker the last of them."""
         made, changed = store.claimed(self._made, self._now), store.changed(self.changes, self._now)
-        return chain(made, changed, self._records, marker)
+        return chain(made, changed, self._records, (marker,))
 
     def _decide(self, work: Work) -> Result | Exception:
         """Apply a work to the batch. A refused work leaves nothing; an error fails the batch."""

@@ -74,11 +74,6 @@ class Draft:
         self._entries.append(entry)
 
     @property
-    def is_changed(self) -> bool:
-        """Whether anything of the line is another than before, its holds and deductions included."""
-        return bool(self.line is not self._before or self.holds or self._deductions or self.offers)
-
-    @property
     def unheld(self) -> int:
         """Balance that no hold within its time has promised; negative when the line is overdrawn."""
         return self.line.unheld + self._overdue
@@ -166,6 +161,11 @@ class Draft:
     def flag(self, flag: Flag) -> None:
         self.line = replace(self.line, flags=self.line.flags | {flag})
 
+    @property
+    def _is_changed(self) -> bool:
+        """Whether anything of the line is another than before, with its holds, deductions and offers."""
+        return bool(self.line is not self._before or self.holds or self._deductions or self.offers)
+
     def change(
         self,
         reason: Reason,
@@ -179,7 +179,7 @@ class Draft:
         return Change(
             outcome=Outcome(reason, self.now, accepted, self.line, hold, deduction, detail, returned),
             # Whoever reads without locks tells by the line's row that nothing of the line has changed.
-            lines=(self.line,) if self.is_changed else (),
+            lines=(self.line,) if self._is_changed else (),
             holds=tuple(self.holds),
             deductions=tuple(self._deductions.values()),
             sources=tuple(self.sources),

@@ -23,14 +23,23 @@ from store_credit.database import Database
 from store_credit.direct import Fetch
 from store_credit.failures import CommitFailed, is_locked, is_passing, is_race
 from store_credit.ledger import at_once, store
-from store_credit.ledger.batch import Batch, Results
+from store_credit.ledger.batch import Batch
 from store_credit.ledger.commands import Command, Policy
 from store_credit.ledger.locked import LOCKED, LockedNames
 from store_credit.ledger.needs import Needs
 from store_credit.ledger.refusals import Unavailable
 from store_credit.ledger.state import Outcome
-from store_credit.ledger.turns import Answer, Turns
-from store_credit.ledger.works import LATE, Claim, Deadlines, Pending, Result, Work, answer, waiting
+from store_credit.ledger.turns import Turns
+from store_credit.ledger.works import (
+    Answer,
+    Claim,
+    Deadlines,
+    Pending,
+    Result,
+    Work,
+    answer,
+    waiting,
+)
 
 __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
@@ -43,6 +52,8 @@ Their length is left to chance, so that two processes in each other's way do not
 """
 
 Clock = Callable[[], datetime]
+Doubtful = dict[str, list[Answer]]
+"""What tries of a batch would answer whose fate is unknown, by their markers."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,44 +184,34 @@ class Ledger:
         return others if len(others) < len(batch) else None
 
     async def _commit(self, batch: list[Pending], *, again: bool) -> list[Answer]:
-        """Run one transaction, again if need be, and never twice: see `store.claim_batch`.
+        """Run one transaction, again if need be, and never twice: see `_run`.
 
         Each try leaves out the works whose deadline passed meanwhile.
         """
-        batch_id = ids.mint("batch")
-        unknown: list[Answer] = []
-        may_begin_later = is_unclear = False
+        doubtful: Doubtful = {}
         for pause in (*PAUSE_SECONDS[: TRIES_MAX - 1], None):
             if not (batch := waiting(batch)):
                 break
-            started = time.perf_counter()
+            started, marker_id = time.perf_counter(), ids.mint("batch")
             try:
-                results = await self._write(batch, batch_id, bool(unknown), again)
+                answers = await self._write(batch, marker_id, doubtful, again)
             except Exception as error:
-                if is_locked(error) and not unknown:
+                if is_locked(error) and not doubtful:
                     raise  # Those on other lines need not wait for it: see `_serve`.
-                # Once the fate of a COMMIT is unknown, only the same marker can tell it.
-                if not is_passing(error) and not unknown:
+                # Once the fate of a COMMIT is unknown, only its marker can tell it.
+                if not is_passing(error) and not doubtful:
                     raise
                 if isinstance(error, CommitFailed) and error.result is not None:
-                    is_unclear = is_unclear or may_begin_later
-                    may_begin_later = may_begin_later or error.may_begin_later
-                    unknown = list(zip(batch, error.result, strict=True))
+                    doubtful[marker_id] = error.result
                 _log.warning("a transaction failed for a passing reason: %r", error)
                 if pause is None:
                     raise Unavailable("The database does not answer.") from error
                 await asyncio.sleep(pause * random.random())  # noqa: S311
                 continue
-            if results is None:
-                # An earlier try of this batch was committed after all: its outcomes are the answer.
-                assert unknown
-                if is_unclear:
-                    raise Unavailable(LATE)  # One of two, and they may have decided otherwise.
-                return unknown
             seconds = time.perf_counter() - started
-            self._turns.took(len(batch), seconds)
-            self._observe(len(batch), seconds)
-            return list(zip(batch, results, strict=True))
+            self._turns.took(len(answers), seconds)
+            self._observe(len(answers), seconds)
+            return answers
         return []
 
     def _observe(self, works: int, seconds: float) -> None:
@@ -222,52 +223,53 @@ class Ledger:
                 _log.exception("a committed transaction could not be counted")
 
     async def _write(
-        self, batch: list[Pending], batch_id: str, in_doubt: bool, again: bool
-    ) -> Results | None:
-        """Write one transaction. None: the batch was committed before, by the try that is in doubt.
-
-        Without locks if that may do: then two trips to PostgreSQL are enough.
-        """
+        self, batch: list[Pending], marker_id: str, doubtful: Doubtful, again: bool
+    ) -> list[Answer]:
+        """Write one transaction, without locks if that may do: then two trips to PostgreSQL are enough."""
         needs = Needs.of(command for pending in batch for command in pending.work.commands)
         needs.claims.update(pending.work.claim.key for pending in batch if pending.work.claim)
         self._under_locks = max(0, self._under_locks - 1)
-        if self._has_trips and not (needs.locks or in_doubt or again or self._under_locks):
-            results = await self.database.at_once(partial(self._run_at_once, batch, needs, batch_id))
-            if results is not None:
-                return results
-        return await self.database.write(partial(self._run, batch, needs, batch_id, in_doubt))
+        if self._has_trips and not (needs.locks or doubtful or again or self._under_locks):
+            answers = await self.database.at_once(partial(self._run_at_once, batch, needs, marker_id))
+            if answers is not None:
+                return answers
+        return await self.database.write(partial(self._run, batch, needs, marker_id, doubtful))
 
     async def _run_at_once(
-        self, pendings: list[Pending], needs: Needs, batch_id: str, fetch: Fetch
-    ) -> Results | None:
+        self, pendings: list[Pending], needs: Needs, marker_id: str, fetch: Fetch
+    ) -> list[Answer] | None:
         """Load, decide and save, without locks. None: nothing is done, as that would not do."""
         seen = await at_once.look(fetch, needs, None if self._own_clock else self._clock())
         if seen is None:
             return None
         batch = Batch(seen.book, seen.claimed, seen.now, self._policy)
-        results = batch.decide_all(pendings)
-        marker = (store.marker(batch_id, seen.now),)
-        if await at_once.save(fetch, needs, seen, batch, results, marker):
-            return results
+        answers = batch.decide_all(pendings)
+        if await at_once.save(fetch, needs, seen, batch, answers, store.marker(marker_id, seen.now)):
+            return answers
         self._under_locks = at_once.BATCHES_UNDER_LOCKS
         return None
 
     def _run(
-        self, pendings: list[Pending], needs: Needs, batch_id: str, in_doubt: bool, connection: Connection
-    ) -> Results | None:
-        """Load, decide and save, within a transaction. None: the batch was committed before.
+        self,
+        pendings: list[Pending],
+        needs: Needs,
+        marker_id: str,
+        doubtful: Doubtful,
+        connection: Connection,
+    ) -> list[Answer]:
+        """Load, decide and save, within a transaction.
 
-        `in_doubt`: whether an earlier try may have been committed. Works whose deadline passed while rows
-        were waited for are left out.
+        If one of the doubtful tries was committed after all, its outcomes are the answers. Works whose
+        deadline passed while rows were waited for are left out.
         """
-        if in_doubt and not store.claim_batch(connection, batch_id, self.now_within(connection)):
-            return None
+        for earlier_id, answers in doubtful.items():
+            if not store.claim_batch(connection, earlier_id, self.now_within(connection)):
+                return answers
         book, now, claimed = store.load(connection, needs, None if self._own_clock else self._clock())
         batch = Batch(book, claimed, now, self._policy)
-        results = batch.decide_all(pendings)
-        marker = () if in_doubt else (store.marker(batch_id, now),)
-        bulk.write(connection, batch.records(marker))
-        return results
+        answers = batch.decide_all(pendings)
+        bulk.write(connection, batch.records(store.marker(marker_id, now)))
+        return answers
 
 
 def _system_time() -> datetime:

@@ -38,8 +38,9 @@ def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change
     """
     known = book.deductions.get(command.source_id)
     if known is not None:
-        moves = command.line_id not in (None, known.line_id)
-        return (_move if moves else _deduct_again)(book, command, now, known, policy)
+        if command.line_id not in (None, known.line_id):
+            return _move(book, command, now, known, policy)
+        return _deduct_again(book, command, now, known)
     line = _spent_line(book, command)
     amount = _deductible(command, line) if line is not None else _lineless(command, now)
     told = book.sources.get(command.source_id)
@@ -156,7 +157,7 @@ def _deduct_new(draft: Draft, command: Deduct, amount: int) -> tuple[Deduction, 
     return deduction, hold
 
 
-def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction, _policy: Policy) -> Change:
+def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction) -> Change:
     """A source that is in the books: it ends the session's hold, should an event name it only now."""
     draft = Draft(book, book.lines[known.line_id], now, command.cause)
     draft.settle()

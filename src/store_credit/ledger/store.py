@@ -80,7 +80,7 @@ class Claimed:
 
 
 def marker(batch_id: str, now: datetime) -> Record:
-    """What a transaction leaves behind, so that after a COMMIT of unknown fate it can be told.
+    """What each try of a batch leaves behind, so that after a COMMIT of unknown fate it can be told.
 
     It goes with the last rows before COMMIT: whoever is in doubt about one finds its marker, or waits for
     it; and what failed before COMMIT can not have happened.
@@ -89,7 +89,7 @@ def marker(batch_id: str, now: datetime) -> Record:
 
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> bool:
-    """Leave the marker of a batch whose earlier try has an unknown fate. False: that one was committed.
+    """Leave the marker of a try whose fate is unknown. False: it was committed. Else it never will be.
 
     While the earlier try is still under way in a connection that was lost, PostgreSQL makes this
     statement wait for its end.

@@ -16,9 +16,7 @@ import contextlib
 import time
 from collections import deque
 
-from store_credit.ledger.works import Pending, Result, answer, waiting
-
-Answer = tuple[Pending, Result | Exception]
+from store_credit.ledger.works import Answer, Pending, answer, waiting
 
 BATCH_MAX = 256
 COMMANDS_MAX = 512

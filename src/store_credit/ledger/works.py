@@ -43,7 +43,10 @@ class Work:
     commands: tuple[Command, ...]
     claim: Claim | None = None
     record: Callable[[Sequence[Outcome], datetime], Iterable[Record]] | None = None
-    """Rows of the caller's own room; the ledger does not know what they are."""
+    """Rows of the caller's own room; the ledger does not know what they are.
+
+    It may be asked several times, as the claim's answer may, of which one counts: they have no effects.
+    """
 
 
 @dataclass(slots=True)
@@ -53,6 +56,10 @@ class Pending:
     work: Work
     deadline: float
     future: asyncio.Future[Result]
+
+
+Answer = tuple[Pending, Result | Exception]
+"""What becomes of a work, for its caller."""
 
 
 def waiting(batch: list[Pending]) -> list[Pending]:

@@ -18,7 +18,7 @@ from store_credit.webhooks import events, inbox, signature
 from store_credit.webhooks.effects import has_too_many_sources
 from store_credit.webhooks.event_types import KNOWN_TYPES
 
-PATH = "/webhooks/digital-river"
+_PATH = "/webhooks/digital-river"
 
 _EXAMPLE = {
     "id": "4f0c1a52-6d0e-4a55-9d6a-5f1f6f0f7a11",
@@ -101,7 +101,7 @@ async def receive_event(request: Request) -> Json:
 def add_webhook(app: FastAPI) -> None:
     """Serve the webhook by a route of the application's own, as the callout is: `callouts.routes`."""
     app.add_api_route(
-        PATH,
+        _PATH,
         receive_event,
         methods=["POST"],
         tags=["Webhook"],
