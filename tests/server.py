@@ -116,7 +116,7 @@ class Server:
             self.launch()
             if self._becomes_ready():
                 return self
-            assert "address already in use" in self.log, self.log
+            assert "Address already in use" in self.log, self.log
         raise AssertionError("no port was free for long enough")
 
     def launch(self) -> None:

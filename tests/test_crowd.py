@@ -29,7 +29,9 @@ ASKED = request("POST", CALLOUT_PATH, body=authorization("gift-1", "s-1"))
 LAST = request("POST", CALLOUT_PATH, b"Connection: close", body=authorization("gift-1", "s-1"))
 NAMED = request("DELETE", f"{CALLOUT_PATH}/gift-1", b"X-Request-Id: of-the-caller")
 SERVED_WITHOUT_CREDENTIALS = 401
-Told = list[int]
+CONNECTIONS = 10
+TURNS = 20
+"""Of the event loop: more than what is due takes."""
 
 
 class Queue:
@@ -37,7 +39,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.is_crowded = False
-        self.others: Told = []
+        self.others: list[int] = []
 
     def is_crowded_with(self, others: int) -> bool:
         self.others.append(others)
@@ -47,6 +49,10 @@ class Queue:
 class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+
+    async def another(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Another connection to the same server."""
+        return await asyncio.open_connection(*self.writer.get_extra_info("peername"))
 
     async def ask(self, sent: bytes) -> Answer:
         self.writer.write(sent)
@@ -60,12 +66,45 @@ class Client:
         return Answer(int(first.split()[1]), headers, body)
 
 
+class Nowhere(asyncio.Transport):
+    """A transport to nowhere: what is read is up to the test."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
 class Serving:
     """The application behind the protocol, without a database, and a queue in the ledger's place."""
 
-    def __init__(self, folder: Path) -> None:
-        settings = Settings(**ordinary(f"sqlite:///{folder / 'unused.db'}"))
+    def __init__(self, folder: Path, **given: Any) -> None:
+        settings = Settings(**ordinary(f"sqlite:///{folder / 'unused.db'}"), **given)
         self.queue = Queue()
+        self.keep_alive_seconds = 5.0
         self.app = create_app(settings)
         self.service: Service = self.app.state.service
         self.service.crowd._ledger = self.queue  # type: ignore[assignment]
@@ -74,7 +113,14 @@ class Serving:
         self._config.load()
 
     def protocol(self) -> BoundedProtocol:
-        return BoundedProtocol(self._config, self.state, {"service": self.service})
+        made = BoundedProtocol(self._config, self.state, {"service": self.service})
+        made.timeout_keep_alive = self.keep_alive_seconds  # type: ignore[assignment]
+        return made
+
+    async def is_left(self) -> None:
+        """Wait until there is no connection, and nothing to do."""
+        while self.state.connections or self.state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
     def refused(self) -> float:
         found = self.service.metrics.registry.get_sample_value("store_credit_refused_total")
@@ -86,17 +132,19 @@ class Serving:
         return self.service.metrics.registry.get_sample_value("store_credit_request_seconds_count", labels)
 
 
-def serve(folder: Path, talk: Callable[[Serving, Client], Awaitable[None]]) -> None:
+def serve(folder: Path, talk: Callable[[Serving, Client], Awaitable[None]], **given: Any) -> None:
     async def run() -> None:
-        serving = Serving(folder)
+        serving = Serving(folder, **given)
         server = await asyncio.get_running_loop().create_server(serving.protocol, "127.0.0.1", 0)
-        async with asyncio.timeout(IN_TIME_SECONDS):
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            await talk(serving, Client(reader, writer))
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        try:
+            async with asyncio.timeout(IN_TIME_SECONDS):
+                await talk(serving, Client(reader, writer))
+                writer.close()
+                await serving.is_left()
+        finally:
             writer.close()
-            while serving.state.connections or serving.state.tasks:  # noqa: ASYNC110
-                await asyncio.sleep(0)
-        server.close()
+            server.close()
 
     uvloop.run(run())
 
@@ -147,21 +195,100 @@ def test_a_refusal_does_not_wait_for_the_rest_of_a_body(tmp_path: Path) -> None:
     serve(tmp_path, talk)
 
 
-def test_who_leaves_before_the_refusal_is_not_answered(
+def test_who_leaves_before_the_refusal_is_not_answered(tmp_path: Path) -> None:
+    async def talk(serving: Serving, _client: Client) -> None:
+        serving.queue.is_crowded = True
+        protocol, nowhere = serving.protocol(), Nowhere()
+        protocol.connection_made(nowhere)
+        protocol.data_received(ASKED)
+        protocol.connection_lost(None)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert (nowhere.written, serving.refused()) == ([], 0)
+
+    serve(tmp_path, talk)
+
+
+def test_when_there_is_no_room_the_oldest_refusal_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Crowd, "seconds_to_turn", lambda _: 0.05)
+    """Else refusals could take all connections, and a probe would find no room."""
+    monkeypatch.setattr(Crowd, "seconds_to_turn", lambda _: 3_600.0)
 
     async def talk(serving: Serving, client: Client) -> None:
-        serving.queue.is_crowded = True
-        client.writer.write(ASKED)
-        while not serving.queue.others:  # noqa: ASYNC110
-            await asyncio.sleep(0)
         client.writer.close()
-        while serving.state.connections:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.1)
-        assert serving.refused() == 0
+        await serving.is_left()
+        serving.queue.is_crowded = True
+        waiting = [(serving.protocol(), Nowhere()) for _ in range(CONNECTIONS)]
+        for protocol, nowhere in waiting:
+            protocol.connection_made(nowhere)
+            protocol.data_received(ASKED)
+        for number in range(2):
+            probe, seen = serving.protocol(), Nowhere()
+            probe.connection_made(seen)
+            probe.data_received(HEALTH)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            assert seen.written[0].startswith(b"HTTP/1.1 200 ")
+            (answer,) = waiting[number][1].written
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"connection: close" in answer
+            assert waiting[number][1].is_closed
+            assert waiting[number + 1][1].written == []
+            probe.connection_lost(None)
+            waiting[number][0].connection_lost(None)
+            waiting.append((serving.protocol(), Nowhere()))
+            waiting[-1][0].connection_made(waiting[-1][1])
+            waiting[-1][0].data_received(ASKED)
+        for protocol, _ in waiting[2:]:
+            protocol.connection_lost(None)
+
+    serve(tmp_path, talk, connections=CONNECTIONS)
+
+
+def test_a_client_that_reads_nothing_is_not_answered_for_ever(tmp_path: Path) -> None:
+    async def talk(serving: Serving, _client: Client) -> None:
+        serving.queue.is_crowded = True
+        protocol, nowhere = serving.protocol(), Nowhere()
+        protocol.connection_made(nowhere)
+        protocol.pause_writing()
+        protocol.data_received(3 * ASKED)
+        for _ in range(TURNS):
+            await asyncio.sleep(0.001)
+        assert len(nowhere.written) == 1
+        assert nowhere.is_closed
+        protocol.connection_lost(None)
+
+    serve(tmp_path, talk)
+
+
+def test_what_can_not_be_told_is_answered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("store_credit.protocol.tell", fail)
+
+    async def talk(serving: Serving, client: Client) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        serving.queue.is_crowded = True
+        client.writer.write(ASKED + HEALTH)
+        assert [(await client.answer()).status for _ in range(2)] == [503, 200]
+
+    serve(tmp_path, talk)
+
+
+def test_who_ends_a_request_late_has_as_long_for_the_next_as_anybody(tmp_path: Path) -> None:
+    async def talk(serving: Serving, client: Client) -> None:
+        serving.queue.is_crowded = True
+        serving.keep_alive_seconds = 0.05
+        reader, writer = await client.another()
+        late = Client(reader, writer)
+        assert (await late.ask(ASKED[:-10])).status == 503
+        writer.write(ASKED[-10:])
+        assert await reader.read() == b"", "closed, as no request came"
+        writer.close()
 
     serve(tmp_path, talk)
 
@@ -183,28 +310,6 @@ def test_what_was_read_and_does_not_run_yet_is_counted(tmp_path: Path) -> None:
             protocol.connection_lost(None)
 
     serve(tmp_path, talk)
-
-
-class Nowhere(asyncio.Transport):
-    """A transport to nowhere: what is read is up to the test."""
-
-    def write(self, data: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 def crowd_at(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> Crowd:

@@ -77,6 +77,15 @@ async def test_a_session_that_may_only_read_is_replaced(database: Database) -> N
     await run(database, "CREATE TABLE yes (id int)")
 
 
+async def test_a_session_that_forgot_its_statements_is_replaced(database: Database) -> None:
+    """As behind a pooler: the driver would name them for ever."""
+    before = await session(database)
+    await run(database, "DEALLOCATE ALL")
+    with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+        await session(database)
+    assert await session(database) != before
+
+
 async def test_a_session_that_is_ended_is_replaced(database: Database) -> None:
     before = await session(database)
     with pytest.raises((asyncpg.AdminShutdownError, asyncpg.ConnectionDoesNotExistError)):

@@ -25,7 +25,6 @@ def told(kind: type[asyncpg.PostgresError], severity: str = "ERROR") -> asyncpg.
         told(asyncpg.UndefinedTableError),
         told(asyncpg.RaiseError),
         told(asyncpg.DiskFullError),
-        told(asyncpg.IndexCorruptedError),
         asyncpg.DataError("invalid input for query argument $1"),
     ],
     ids=lambda error: type(error).__name__,
@@ -35,8 +34,17 @@ def test_what_has_certainly_left_nothing(error: Exception) -> None:
     assert leaves_session(error)
 
 
-def test_after_a_failover_the_session_that_may_only_read_goes() -> None:
-    error = told(asyncpg.ReadOnlySQLTransactionError)
+@pytest.mark.parametrize(
+    "error",
+    [
+        told(asyncpg.ReadOnlySQLTransactionError),
+        told(asyncpg.InFailedSQLTransactionError),
+        told(asyncpg.InvalidSQLStatementNameError),
+        told(asyncpg.IndexCorruptedError),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_has_left_nothing_but_a_session_of_no_use(error: Exception) -> None:
     assert is_undone(error)
     assert not leaves_session(error)
 

@@ -62,6 +62,18 @@ def test_who_has_nothing_to_do_goes_before_who_is_behind() -> None:
     assert rooms.make(3) == ["idle", "behind"]
 
 
+def test_who_is_to_be_refused_goes_before_who_is_behind() -> None:
+    rooms = Rooms()
+    rooms.room.wait_for_reader(rooms["behind"])
+    for name in ("first", "second"):
+        rooms.room.wait_for_request(rooms[name])
+        rooms.room.wait_for_turn(rooms[name])
+    rooms.room.wait_for_request(rooms["idle"])
+    rooms.room.wait_for_turn(rooms["served"])
+    rooms.room.busy(rooms["served"])
+    assert rooms.make(5) == ["idle", "first", "second", "behind"]
+
+
 def test_who_is_only_slower_than_we_are_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "UNREAD_SECONDS", 60)
     rooms = Rooms()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import pytest
 import uvicorn
 import uvloop
 
@@ -15,7 +16,25 @@ TURNS = 8
 """Of the event loop: half of them may be for other things than new connections."""
 
 
-def test_many_new_connections_are_taken_in_one_turn_of_the_loop() -> None:
+def test_who_comes_between_the_port_and_listening_on_it_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the server would run on, and nobody could reach it."""
+    ours, theirs = socket.socket(), socket.socket()
+    for one in (ours, theirs):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    ours.bind(("127.0.0.1", 0))
+    theirs.bind(ours.getsockname())
+    theirs.listen()
+    monkeypatch.setattr(uvicorn.Config, "bind_socket", lambda _: ours)
+    with pytest.raises(SystemExit) as ended:
+        workers.listeners(uvicorn.Config("nothing", log_config=None))
+    assert ended.value.code not in (0, None)
+    for one in (ours, theirs):
+        one.close()
+
+
+def test_many_new_connections_are_taken_in_few_turns_of_the_loop() -> None:
     """A turn is long in an overload: one connection a turn would be ten a second."""
     assert uvloop.run(_taken()) == CONNECTIONS
 

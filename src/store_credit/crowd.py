@@ -18,26 +18,29 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Crowd:
-    """Decides which requests are refused: those that would change something while the ledger is crowded."""
+    """Decides which requests are refused, and when each of them is told.
+
+    Those are refused that would change something while the ledger is crowded.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._started = 0
+        self._starting = 0
         self._last_turn = 0.0
 
     def refuses(self, method: str) -> bool:
         """Asked once for each request, before it is started."""
-        return method not in _READING and self._ledger.is_crowded_with(self._started)
+        return method not in _READING and self._ledger.is_crowded_with(self._starting)
 
-    def started(self, app: ASGI3Application) -> ASGI3Application:
+    def starting(self, app: ASGI3Application) -> ASGI3Application:
         """The application for one request that is started. Until it runs, the ledger knows nothing of it.
 
         A thousand connections may be read before the first of their requests runs.
         """
-        self._started += 1
+        self._starting += 1
 
         def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
-            self._started -= 1
+            self._starting -= 1
             return app(scope, receive, send)
 
         return run

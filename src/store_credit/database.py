@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from store_credit.direct import Fetch, OwnConnection
@@ -24,6 +24,7 @@ from store_credit.failures import CommitFailed
 P = ParamSpec("P")
 T = TypeVar("T")
 
+CONNECTIONS_MIN = 3
 READERS = 4
 BUSY_TIMEOUT_MS = 2_000
 CACHE_KIB = 8 * 1024
@@ -37,6 +38,9 @@ LOCK_TIMEOUT_MS = 300
 STATEMENT_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_SECONDS = 3
 COMMAND_TIMEOUT_SECONDS = 12
+
+_HAS_ANSWERED = "has answered"
+"""Whether a connection of PostgreSQL's has, since it was taken from the pool."""
 
 
 class InvalidUrl(ValueError):
@@ -81,6 +85,8 @@ def connect(
 
     It takes three `connections` to PostgreSQL at least. Raises InvalidUrl.
     """
+    if connections < CONNECTIONS_MIN:
+        raise ValueError(f"{connections} connections are too few")
     try:
         parsed = make_url(url)
     except Exception:
@@ -147,10 +153,21 @@ class PostgresqlDatabase:
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
             await self._readers.acquire()
         try:
-            async with self._snapshots.connect() as connection:
-                return await connection.run_sync(lambda c: function(c, *args, **kwargs))
+            return await self._read(lambda c: function(c, *args, **kwargs), tries=2)
         finally:
             self._readers.release()
+
+    async def _read(self, function: Callable[[Connection], T], *, tries: int) -> T:
+        async with self._snapshots.connect() as connection:
+            info = connection.sync_connection.info  # type: ignore[union-attr]
+            info[_HAS_ANSWERED] = False
+            try:
+                return await connection.run_sync(function)
+            except DBAPIError as error:
+                # The server had ended it while nobody used it. What was answered may have been told on.
+                if tries == 1 or info[_HAS_ANSWERED] or not error.connection_invalidated:
+                    raise
+        return await self._read(function, tries=tries - 1)
 
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -192,11 +209,9 @@ def _postgresql_engine(
         },
     )
 
-    @event.listens_for(engine.sync_engine, "checkout")
-    def _check(connection: Any, _record: object, _proxy: object) -> None:
-        if connection.driver_connection.is_closed():
-            # The server has ended it while nobody used it. The pool makes another.
-            raise DisconnectionError
+    @event.listens_for(engine.sync_engine, "after_cursor_execute")
+    def _answered(connection: Connection, *_: object) -> None:
+        connection.info[_HAS_ANSWERED] = True
 
     return engine
 

@@ -28,7 +28,11 @@ _UNTOLD_SQLSTATES = (
     "08",  # connection exceptions
     "40003",  # statement completion unknown
 )
-_READ_ONLY = "25006"
+_UNUSABLE_SQLSTATES = (
+    "25",  # of the transaction's state: a session that may only read would be kept after a failover
+    "26",  # a prepared statement is gone: driver and server do not know the same ones
+    "XX",  # internal errors
+)
 _COMPLAINTS = {
     "25006": "is read-only",
     "28": "refuses the login",
@@ -110,11 +114,8 @@ def is_undone(error: BaseException) -> bool:
 
 
 def leaves_session(error: BaseException) -> bool:
-    """Whether the session can be used after a statement that failed.
-
-    One that may only read is no good for writing: after a failover it would be kept for ever.
-    """
-    return is_undone(error) and _sqlstate(error) != _READ_ONLY
+    """Whether the session is as good as before after a statement that failed; a new one is never wrong."""
+    return is_undone(error) and not str(_sqlstate(error)).startswith(_UNUSABLE_SQLSTATES)
 
 
 def is_locked(error: BaseException) -> bool:

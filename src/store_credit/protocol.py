@@ -2,7 +2,7 @@
 
 `store-credit serve` uses it; another uvicorn does with `--http store_credit.protocol:BoundedProtocol`.
 Whatever is refused here is answered in the service's own shape, after the answers to what came before
-it on the connection, and the connection is closed.
+it on the connection, and the connection is closed. What is refused only for now leaves it: see `crowd`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         self._is_refused = False
         self._last_words = b""
+        self._turn_since = 0.0
+        self._turn: asyncio.TimerHandle | None = None
+        """When the request that is being answered is sent away, as there is too much to do."""
 
     # The connection
 
@@ -92,14 +95,12 @@ class BoundedProtocol(HttpToolsProtocol):
         unread_seconds = self._client_seconds * UNREAD_FACTOR
         lingering = LingeringTransport(transport, self.loop, self._is_read, unread_seconds)
         super().connection_made(lingering)
-        self._room.wait_for_request(self)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._room.forget(self)
         self._cancel_stage_timer()
+        self._cancel_turn()
         self._unset_keepalive_if_required()
         self.transport.lost()
         if self._answering is not None and not self._answering.response_complete:
@@ -123,7 +124,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def drop(self) -> None:
         self.connections.discard(self)
-        self.transport.abort()
+        if self._turn is not None:
+            self._send_away(is_last=True)
+        else:
+            self.transport.abort()
 
     def _is_read(self) -> bool:
         return self._stage != "body" and not self._is_refused
@@ -210,7 +214,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > self._connections_max:
             raise ServiceUnavailable.retry_after(1, "There are too many connections.")
         super().on_headers_complete()
-        self._room.busy(self)
         self._enter("body")
         self._framing_bytes = 0
         # Trailers come as headers do: they must not join those that were judged.
@@ -227,6 +230,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stage == "body":
             self._enter("idle")
             super().on_message_complete()
+            if not (self._is_answering() or self._is_refused or self.transport.is_closing()):
+                # The answer came before the end of its request, and nothing waits for the next one yet.
+                self._wait_for_request()
+
+    def _wait_for_request(self) -> None:
+        self._room.wait_for_request(self)
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _enter(self, stage: Literal["idle", "head", "body"]) -> None:
         self._stage = stage
@@ -238,24 +251,37 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answering = cycle
         crowd = self._service.crowd
         if crowd.refuses(cycle.scope["method"]):
-            self.loop.call_later(crowd.seconds_to_turn(), self._send_away, cycle, time.perf_counter())
+            self._turn = self.loop.call_later(crowd.seconds_to_turn(), self._send_away)
+            self._turn_since = time.perf_counter()
+            self._room.wait_for_turn(self)
         else:
-            super()._start_asgi_task(cycle, crowd.started(app))
+            self._room.busy(self)
+            super()._start_asgi_task(cycle, crowd.starting(app))
 
-    def _send_away(self, cycle: RequestResponseCycle, started: float) -> None:
-        """Answer a request that was not started, as there is too much to do."""
-        if not cycle.disconnected:
-            cycle.response_started = cycle.response_complete = True
-            scope = cast(MutableMapping[str, Any], cycle.scope)
-            request_id = request_id_of(scope)
-            self.transport.write(self._rendered(_CROWDED, request_id, is_last=not cycle.keep_alive))
-            metrics = self._service.metrics
-            metrics.refused.inc()
-            tell(metrics, scope, request_id, _CROWDED.status_code, time.perf_counter() - started)
-            if not cycle.keep_alive:
-                self.transport.close()
-            self.on_response_complete()
-        cycle.on_response = _nothing
+    def _send_away(self, *, is_last: bool = False) -> None:
+        """Answer the request that waits for its turn to be refused.
+
+        The connection ends with it when the client does not read what it is answered.
+        """
+        assert self._answering is not None
+        cycle, seconds = self._answering, time.perf_counter() - self._turn_since
+        self._cancel_turn()
+        scope = cast(MutableMapping[str, Any], cycle.scope)
+        request_id = request_id_of(scope)
+        is_last = is_last or not cycle.keep_alive or self.flow.write_paused
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(self._rendered(_CROWDED, request_id, is_last=is_last))
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
+        self._service.metrics.refused.inc()
+        tell(self._service.metrics, scope, request_id, _CROWDED.status_code, seconds)
+
+    def _cancel_turn(self) -> None:
+        if self._turn is not None and self._answering is not None:
+            self._turn.cancel()
+            self._turn = None
+            self._answering.on_response = _nothing
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -264,6 +290,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             self._say_last_words()
             return
+        if self not in self.connections:
+            return  # It was dropped.
         self._room.wait_for_request(self)
         if self._stage != "idle":
             # The next request is on its way already, and has a time limit of its own.
@@ -292,6 +320,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.response_started:
             return False
         self.pipeline = deque(waits for waits in self.pipeline if waits[0] is not cycle)
+        if cycle is self._answering:
+            self._cancel_turn()
+        cycle.on_response = _nothing
         cycle.disconnected = True
         cycle.message_event.set()
         return True

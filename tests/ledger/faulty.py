@@ -44,6 +44,8 @@ class Faulty:
         self.faults = deque(faults)
         self.begun = 0
         self.asked = asyncio.Event()
+        self.before: dict[int, Callable[[], Awaitable[Any]]] = {}
+        """What others do before a transaction of this number begins, the first being 1."""
         self.gate = asyncio.Event()
         self.gate.set()
         self._database = database
@@ -75,6 +77,8 @@ class Faulty:
         self.begun += 1
         self.asked.set()
         await self.gate.wait()
+        if others := self.before.pop(self.begun, None):
+            await others()
         fault = self.faults.popleft() if self.faults else Fault.NONE
         if fault is Fault.AWAY:
             raise ConnectionRefusedError(fault.value)
@@ -82,11 +86,17 @@ class Faulty:
             raise RefusedForGood(fault.value)
         if fault in (Fault.LOST, Fault.LOST_IN_COMMIT):
             result = await roll_back()
+            if result is None:
+                # Nothing was to be saved: the fault is for the transaction that does.
+                self.faults.appendleft(fault)
+                return None
             raise (
                 CommitFailed(result) if fault is Fault.LOST_IN_COMMIT else ConnectionResetError(fault.value)
             )
         result = await commit()
-        if fault is Fault.COMMITTED_AND_LOST:
+        if fault is Fault.COMMITTED_AND_LOST and result is None:
+            self.faults.appendleft(fault)
+        elif fault is Fault.COMMITTED_AND_LOST:
             raise CommitFailed(result)
         return result
 

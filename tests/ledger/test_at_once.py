@@ -320,6 +320,16 @@ async def test_holds_past_their_time_end_first_and_too_many_of_them_under_locks(
     assert watched.transactions == 1
 
 
+async def test_what_takes_more_than_one_statement_keeps_nobody_else_under_locks(
+    ledger: Ledger, watched: Watched
+) -> None:
+    """Such as an order on a line that nobody knows, which is kept with its source."""
+    assert await reason(ledger, deduct("10", upstream_id="unknown")) == Reason.UNKNOWN_LINE
+    assert (watched.trips, watched.transactions) == (1, 1)
+    assert await reason(ledger, authorize("10")) == Reason.APPROVED
+    assert (watched.trips, watched.transactions) == (3, 1)
+
+
 async def test_records_that_take_several_statements_are_written_under_locks(
     ledger: Ledger, watched: Watched
 ) -> None:
@@ -337,8 +347,12 @@ class TwoDoubts:
 
     dialect = "postgresql"
 
-    def __init__(self, database: Database, *, commits_second: bool) -> None:
+    def __init__(
+        self, database: Database, meanwhile: Act, *, commits_second: bool, loses_third: bool = False
+    ) -> None:
         self._database = database
+        self._loses_third = loses_third
+        self._meanwhile = meanwhile
         self._commits_second = commits_second
         self._is_second = True
         self._late: list[Act] = []
@@ -362,9 +376,15 @@ class TwoDoubts:
         for begin in self._late:
             with contextlib.suppress(asyncpg.UniqueViolationError):
                 await begin()
-        return await self._database.write(function, *args)
+        self._late.clear()
+        answers = await self._database.write(function, *args)
+        if self._loses_third:
+            self._loses_third = False
+            raise CommitFailed(answers)
+        return answers
 
     async def _second(self, function: Callable[..., Any], *args: Any) -> Any:
+        await self._meanwhile()
         if self._commits_second:
             return await self._database.write(function, *args)
         answers: list[Any] = []
@@ -380,17 +400,35 @@ class TwoDoubts:
 
 @pytest.mark.parametrize("commits_second", [False, True])
 async def test_of_two_doubtful_tries_the_one_that_was_committed_is_the_answer(
-    ledger: Ledger, database: Database, clock: Clock, commits_second: bool
+    ledger: Ledger, other: Ledger, database: Database, clock: Clock, commits_second: bool
 ) -> None:
-    """The first, without locks, may begin on the server only when the second is over."""
-    doubtful: Any = TwoDoubts(database, commits_second=commits_second)
+    """The first, without locks, may begin on the server only when the second is over: too late."""
+    theirs = acting(other, authorize("60", session_id="theirs"))
+    doubtful: Any = TwoDoubts(database, theirs, commits_second=commits_second)
     asking = Ledger(doubtful, POLICY, clock=clock, deadline_seconds=30)
 
-    outcome = (await asking.execute(authorize("60"))).outcomes[0]
+    assert await reason(asking, authorize("60", session_id="ours")) == Reason.INSUFFICIENT_CREDIT
 
-    assert outcome.hold is not None
-    assert await column(database, "SELECT id FROM hold") == [outcome.hold.id]
-    assert await kinds(database) == ["issued", "held"]
+    assert await column(database, "SELECT session_id FROM hold") == ["theirs"]
+    await asking.close()
+
+
+@pytest.mark.parametrize("loses_third", [False, True])
+async def test_of_two_doubtful_tries_the_first_may_be_the_one(
+    ledger: Ledger, database: Database, clock: Clock, loses_third: bool
+) -> None:
+    """Nobody is in its way but time, by which the second decides otherwise, and is not committed."""
+    await ledger.execute(issue(100_00, upstream_id="expiring", expires_at=clock.now + DAY))
+
+    async def expire() -> None:
+        clock.advance(2 * DAY)
+
+    doubtful: Any = TwoDoubts(database, expire, commits_second=False, loses_third=loses_third)
+    asking = Ledger(doubtful, POLICY, clock=clock, deadline_seconds=30)
+
+    assert await reason(asking, authorize("60", upstream_id="expiring")) == Reason.APPROVED
+
+    assert await column(database, "SELECT upstream_id FROM hold") == ["expiring"]
     await asking.close()
 
 

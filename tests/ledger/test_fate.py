@@ -37,6 +37,42 @@ async def test_a_lasting_error_after_an_unknown_commit_repeats_nothing(
     await ledger.close()
 
 
+UNDONE, DONE = Fault.LOST_IN_COMMIT, Fault.COMMITTED_AND_LOST
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        *([UNDONE], [DONE], [UNDONE, DONE], [UNDONE, UNDONE, DONE], [UNDONE, DONE, DONE]),
+        *([DONE, UNDONE], [DONE, DONE], [DONE, UNDONE, DONE], [UNDONE, DONE, UNDONE]),
+        *([UNDONE, DONE, UNDONE, DONE], [UNDONE, UNDONE, DONE, DONE], [UNDONE, Fault.AWAY, DONE, DONE]),
+    ],
+    ids=lambda faults: "-".join(fault.name.lower() for fault in faults),
+)
+async def test_of_several_tries_in_doubt_the_one_that_was_committed_is_the_answer(
+    database: Database, clock: Clock, faults: list[Fault], first: int
+) -> None:
+    """Whenever somebody else takes the credit meanwhile, and so makes the next try decide otherwise."""
+    other = Ledger(database, POLICY, clock=clock, deadline_seconds=30)
+    faulty = Faulty(database, *faults)
+    ledger = Ledger(faulty, POLICY, clock=clock, deadline_seconds=30)
+    await other.execute(issue(100_00))
+    faulty.before[first] = lambda: other.execute(authorize("60", session_id="theirs"))
+
+    result = await ledger.execute(authorize("60", session_id="ours"))
+
+    def sessions(connection: Connection) -> list[str]:
+        return list(connection.scalars(text("SELECT session_id FROM hold ORDER BY id")))
+
+    held = await database.read(sessions)
+    assert result.outcomes[0].accepted == ("ours" in held)
+    assert result.outcomes[0].reason in (Reason.APPROVED, Reason.INSUFFICIENT_CREDIT)
+    assert len(held) <= 1
+    await ledger.close()
+    await other.close()
+
+
 async def test_counting_that_fails_repeats_nothing(database: Database, clock: Clock) -> None:
     def count(_works: int, _seconds: float) -> None:
         raise OSError("no space left")

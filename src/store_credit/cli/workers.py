@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from socket import socket
 from typing import Any
@@ -29,8 +30,17 @@ class Workers(Multiprocess):
 
 
 def listeners(config: uvicorn.Config) -> list[socket]:
-    """The port of the configuration, as often as it is to be listened on."""
+    """The port of the configuration, as often as it is listened on.
+
+    It listens at once: the event loop would not tell that somebody else has come before it. When the port
+    is taken, the process ends.
+    """
     first = config.bind_socket()
+    try:
+        first.listen(config.backlog)
+    except OSError as error:
+        logging.getLogger("uvicorn.error").error(error)
+        sys.exit(STARTUP_FAILURE)
     return [first, *(first.dup() for _ in range(LISTENERS - 1))]
 
 

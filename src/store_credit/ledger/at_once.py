@@ -105,32 +105,8 @@ def _questions(needs: Needs, offers: list[str], clock: datetime | None) -> dict[
     return questions
 
 
-async def save(
-    fetch: Fetch,
-    needs: Needs,
-    seen: Seen,
-    batch: Batch,
-    answers: list[Answer],
-    marker: Record,
-) -> bool:
-    """Write what the batch decided, if nobody else was in its way; returns whether it is done.
-
-    Raises CommitFailed with the answers when it can not be told.
-    """
-    statement = _statement(needs, seen, batch, marker)
-    if statement is None:
-        return False
-    sql, values = statement
-    try:
-        (is_done,) = await fetch(sql, *values)
-    except Exception as error:
-        if is_undone(error):
-            raise
-        raise CommitFailed(answers) from error
-    return bool(is_done)
-
-
-def _statement(needs: Needs, seen: Seen, batch: Batch, marker: Record) -> Statement | None:
+def saving(needs: Needs, seen: Seen, batch: Batch, marker: Record) -> Statement | None:
+    """What writes all that the batch decided. None: that takes more than this one statement."""
     others = list(batch.records(marker))
     if any(table is source for table, _, _ in others):
         return None  # What is told of a source must not stay when the rest is not written.
@@ -138,3 +114,18 @@ def _statement(needs: Needs, seen: Seen, batch: Batch, marker: Record) -> Statem
     changed = {line.id for change in batch.changes for line in change.lines}
     versions = Versions(credit_line, {id_: seen.versions[id_] for id_ in changed})
     return if_unchanged(sources, versions, others)
+
+
+async def save(fetch: Fetch, saving: Statement, answers: list[Answer]) -> bool:
+    """Write what a batch decided, if nobody else was in its way; returns whether it is done.
+
+    Raises CommitFailed with the answers when it can not be told.
+    """
+    sql, values = saving
+    try:
+        (is_done,) = await fetch(sql, *values)
+    except Exception as error:
+        if is_undone(error):
+            raise
+        raise CommitFailed(answers) from error
+    return bool(is_done)

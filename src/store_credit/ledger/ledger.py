@@ -201,7 +201,7 @@ class Ledger:
                 # Once the fate of a COMMIT is unknown, only its marker can tell it.
                 if not is_passing(error) and not doubtful:
                     raise
-                if isinstance(error, CommitFailed) and error.result is not None:
+                if isinstance(error, CommitFailed):
                     doubtful[marker_id] = error.result
                 _log.warning("a transaction failed for a passing reason: %r", error)
                 if pause is None:
@@ -244,7 +244,10 @@ class Ledger:
             return None
         batch = Batch(seen.book, seen.claimed, seen.now, self._policy)
         answers = batch.decide_all(pendings)
-        if await at_once.save(fetch, needs, seen, batch, answers, store.marker(marker_id, seen.now)):
+        saving = at_once.saving(needs, seen, batch, store.marker(marker_id, seen.now))
+        if saving is None:
+            return None
+        if await at_once.save(fetch, saving, answers):
             return answers
         self._under_locks = at_once.BATCHES_UNDER_LOCKS
         return None
@@ -262,8 +265,12 @@ class Ledger:
         If one of the doubtful tries was committed after all, its outcomes are the answers. Works whose
         deadline passed while rows were waited for are left out.
         """
-        for earlier_id, answers in doubtful.items():
-            if not store.claim_batch(connection, earlier_id, self.now_within(connection)):
+        # The newest first: it claims the markers of those before it, which then are there too. For the same
+        # reason whoever repeats an answer leaves a marker.
+        for earlier_id, answers in reversed(doubtful.items()):
+            at = self.now_within(connection)
+            if not store.claim_batch(connection, earlier_id, at):
+                bulk.write(connection, [store.marker(marker_id, at)])
                 return answers
         book, now, claimed = store.load(connection, needs, None if self._own_clock else self._clock())
         batch = Batch(book, claimed, now, self._policy)

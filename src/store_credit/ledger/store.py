@@ -89,7 +89,9 @@ def marker(batch_id: str, now: datetime) -> Record:
 
 
 def claim_batch(connection: Connection, batch_id: str, now: datetime) -> bool:
-    """Leave the marker of a try whose fate is unknown. False: it was committed. Else it never will be.
+    """Leave the marker of a try whose fate is unknown. True: it will never be committed.
+
+    False: it was, or another try that was in doubt about it, and left the marker so. Those come later.
 
     While the earlier try is still under way in a connection that was lost, PostgreSQL makes this
     statement wait for its end.
