@@ -342,6 +342,30 @@ async def test_decisions_are_filtered(shop: Shop, query: dict[str, str], expecte
     assert [decision["amountAsked"] for decision in await shop.decisions(**query)] == expected
 
 
+async def test_decisions_on_an_upstream_id_are_those_before_its_line_and_those_with_it(shop: Shop) -> None:
+    await shop.authorize(1, "s-1")
+    await shop.authorize(9, "s-1", "another")
+    await shop.issue(100)
+    asked = {"currency": "USD", "amount": 50}
+    made = await shop.client.post("/customers/customer-1/offers", json=asked, auth=MERCHANT)
+    offered = made.json()["storeCredits"][0]["upstreamId"]
+    await shop.authorize(2, "s-2")
+    await shop.authorize(3, "s-2", offered)
+    await shop.authorize(200, "s-3")
+    await shop.authorize(4, "s-3", offered)
+
+    assert [found["amountAsked"] for found in await shop.decisions(upstreamId="line-1")] == [200, 2, 1]
+    assert [found["amountAsked"] for found in await shop.decisions(upstreamId=offered)] == [4, 3]
+    assert [found["amountAsked"] for found in await shop.history("decisions")] == [4, 200, 3, 2]
+    first = await shop.get("/decisions", upstreamId="line-1", limit=2)
+    last = first["data"][-1]["id"]
+    then = await shop.get("/decisions", upstreamId="line-1", limit=2, startingAfter=last)
+    assert [found["amountAsked"] for found in first["data"] + then["data"]] == [200, 2, 1]
+    assert (first["hasMore"], then["hasMore"]) == (True, False)
+    back = await shop.get("/decisions", upstreamId="line-1", endingBefore=then["data"][0]["id"])
+    assert [found["amountAsked"] for found in back["data"]] == [200, 2]
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [

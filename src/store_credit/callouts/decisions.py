@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, String, Table, Text, text
 
 from store_credit import ids, money
 from store_credit.ledger.commands import Authorize, Release
@@ -43,7 +43,13 @@ decision = Table(
     Column("request_id", String(64), nullable=False),
     Column("created_at", Moment, nullable=False),
     Index(None, "line_id", "id"),
-    Index(None, "upstream_key", "id"),
+    Index(
+        "ix_decision_lineless",
+        "upstream_key",
+        "id",
+        postgresql_where=text("line_id IS NULL"),
+        sqlite_where=text("line_id IS NULL"),
+    ),
     Index(None, "session_id", "id"),
     Index(None, "created_at", "id"),
 )
