@@ -171,6 +171,7 @@ def _sizes(connection: Connection) -> dict[str, dict[str, int]]:
     if connection.dialect.name == "sqlite":
         pages = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         return {"all": _size(connection, "ledger_entry", pages)}
+    connection.execute(text("SET LOCAL statement_timeout = 0"))  # Millions of rows are counted.
     relation = "SELECT pg_total_relation_size('{}')"
     return {table: _size(connection, table, relation.format(table)) for table in TABLES}
 
