@@ -75,12 +75,12 @@ def postgresql_database(folder: Path, settings: Sequence[str] = ()) -> Iterator[
     """A database of its own on a server that keeps what it commits, configured with these lines."""
     with contextlib.ExitStack() as cleanup:
         server = os.environ.get("TEST_DATABASE_URL") or _start_postgresql(folder, settings, cleanup)
-        durable = {name: _administer(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit")}
+        durable = {name: administer(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit")}
         if "off" in durable.values():
             raise BenchFailed(f"PostgreSQL would lose what it commits: {durable}")
         name = f"bench_{uuid4().hex}"
-        _administer(server, f"CREATE DATABASE {name}")
-        cleanup.callback(_administer, server, f"DROP DATABASE {name} WITH (FORCE)")
+        administer(server, f"CREATE DATABASE {name}")
+        cleanup.callback(administer, server, f"DROP DATABASE {name} WITH (FORCE)")
         yield make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
@@ -98,7 +98,7 @@ def _start_postgresql(folder: Path, settings: Sequence[str], cleanup: contextlib
     return str(server.get_uri())
 
 
-def _administer(server: str, statement: str) -> str | None:
+def administer(server: str, statement: str) -> str | None:
     async def run() -> str | None:
         url = make_url(server).set(drivername="postgresql+asyncpg")
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
@@ -131,14 +131,14 @@ def pgbench(server: str, folder: Path, seconds: float, connections: int) -> tupl
     own = url.set(database=name).render_as_string(hide_password=False)
     script = folder / "authorize.sql"
     script.write_text(PGBENCH_SCRIPT)
-    _administer(server, f"CREATE DATABASE {name}")
+    administer(server, f"CREATE DATABASE {name}")
     try:
         run_sql(own, fill)
         options = ["-n", "-M", "prepared", "-T", str(max(1, round(seconds))), "-c", str(connections), "-j1"]
         command = [POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "pgbench", *options, "-f", script, own]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
-        _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+        administer(server, f"DROP DATABASE {name} WITH (FORCE)")
     rate = re.search(r"tps = ([\d.]+)", ended.stdout)
     latency = re.search(r"latency average = ([\d.]+) ms", ended.stdout)
     if ended.returncode != 0 or rate is None or latency is None:

@@ -24,7 +24,7 @@ import growth_fill
 import growth_load
 from bench import environment
 from bench_app import serving
-from bench_database import fill, postgresql_database, run_sql
+from bench_database import administer, fill, postgresql_database, run_sql
 from bench_load import BenchFailed
 from bench_requests import UPSTREAM_IDS, Access
 from growth_load import OPERATIONS, Client, Seconds
@@ -103,6 +103,9 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         _tell(f"{kind}: filling {lines} lines")
         run_sql(empty_url, fill)
         run_sql(filled_url, lambda connection: _fill(connection, lines, options.past_holds))
+        if kind == "postgresql":
+            # As autovacuum would have done long ago; it would be busy with all of it now.
+            administer(filled_url, "VACUUM ANALYZE")
         settled = run_sql(filled_url, _settings)
         sizes = run_sql(filled_url, _sizes)
         empty = cleanup.enter_context(_serving(empty_url, folder, _names_of_empty()))
