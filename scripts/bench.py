@@ -138,7 +138,7 @@ class Bench:
     def _count(self, seconds: float) -> int:
         """Requests that are more than enough."""
         rates = [measured.per_second for found in self.rounds for measured in found.values()]
-        return int(max(rates) * seconds * 2) + 1_000 if rates else int(WARM_UP_PER_SECOND * seconds)
+        return int(max(rates, default=WARM_UP_PER_SECOND) * seconds * 2) + 5_000
 
     def _measure(self, case: str, requests: list[bytes], seconds: float, connections: int) -> Measured:
         server = {"control": self.control, "two": self.two_workers}.get(case) or self.service

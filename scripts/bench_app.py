@@ -41,6 +41,7 @@ from store_credit import app as service
 from store_credit import ids, money, settings
 from store_credit.body import parse
 from store_credit.callouts.schemas import AuthorizationAnswer, AuthorizationRequest
+from store_credit.cli.workers import run
 from store_credit.ledger.journal import FIRST_HASH
 from store_credit.metadata import Moment
 from store_credit.responses import Json
@@ -283,18 +284,7 @@ class Server:
 def serving(factory: str, environment: dict[str, str], folder: Path, workers: int = 1) -> Iterator[Server]:
     """A server process as in production. It is ended by its id. Raises BenchFailed."""
     port, errors = _free_port(), folder / f"{factory}-{workers}.log"
-    command = [sys.executable, "-m", "uvicorn", "--factory", f"bench_app:{factory}"]
-    command += ["--app-dir", str(Path(__file__).parent), "--host", "127.0.0.1", "--port", str(port)]
-    command += [
-        "--loop",
-        "uvloop",
-        "--http",
-        "store_credit.protocol:BoundedProtocol",
-        "--no-access-log",
-        "--log-level",
-        "info",
-    ]
-    command += ["--workers", str(workers)]
+    command = [sys.executable, __file__, factory, str(port), str(workers)]
     with errors.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)
     try:
@@ -322,3 +312,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, errors: Path)
             return
         time.sleep(0.05)
     raise BenchFailed(f"The server did not start: {errors.read_text('utf-8', 'replace')[-2_000:]}")
+
+
+if __name__ == "__main__":
+    _, _factory, _port, _workers = sys.argv
+    run(f"bench_app:{_factory}", "127.0.0.1", int(_port), int(_workers))

@@ -341,6 +341,16 @@ def test_the_ledger_counts_what_was_started_as_waiting(
 ) -> None:
     settings = Settings(**ordinary(f"sqlite:///{tmp_path / 'unused.db'}"))
     ledger: Ledger = create_app(settings).state.service.ledger
-    monkeypatch.setattr(ledger._turns, "_seconds_per_work", 0.001)
-    assert not ledger.is_crowded_with(100)
-    assert ledger.is_crowded_with(101)
+    monkeypatch.setattr(ledger._turns, "_seconds_per_work", 0.000_5)
+    assert not ledger.is_crowded_with(200)
+    assert ledger.is_crowded_with(201)
+
+
+def test_what_fits_into_the_next_batch_is_no_crowd_however_slow_the_last_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(**ordinary(f"sqlite:///{tmp_path / 'unused.db'}"))
+    ledger: Ledger = create_app(settings).state.service.ledger
+    monkeypatch.setattr(ledger._turns, "_seconds_per_work", 1.0)
+    assert not ledger.is_crowded_with(128)
+    assert ledger.is_crowded_with(129)

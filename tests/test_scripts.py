@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from store_credit import __version__, database, health, settings
 from store_credit.cli.main import app
-from store_credit.cli.serve import GRACE_SECONDS, KEEP_ALIVE_SECONDS
+from store_credit.cli.workers import GRACE_SECONDS, KEEP_ALIVE_SECONDS
 from store_credit.settings import PREFIX, Settings
 
 PROJECT = Path(__file__).parents[1]

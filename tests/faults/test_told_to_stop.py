@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from store_credit.cli.serve import GRACE_SECONDS
+from store_credit.cli.workers import GRACE_SECONDS
 from tests.faults.recorder import Recorder
 from tests.faults.sizes import LONG, RESTARTS, seeded
 from tests.server import ANSWER_SECONDS_MAX, CALLOUT, CALLOUT_PATH, Json, calling, poll, running

@@ -15,12 +15,6 @@ from store_credit.app import create_app
 from store_credit.cli.workers import run
 from store_credit.settings import InvalidSettings, Settings
 
-GRACE_SECONDS = 15
-"""How long running requests may take to finish once the service is told to stop."""
-
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the proxies before us keep a connection, so that they close it and not we."""
-
 
 def serve(host: str, port: int, workers: int) -> None:
     """Serve until told to stop. Raises InvalidSettings and SchemaMismatch before anything listens."""
@@ -31,22 +25,7 @@ def serve(host: str, port: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     asyncio.run(_try_start(chosen))
     with _metrics_of_several_workers() if workers > 1 else contextlib.nullcontext():
-        run(
-            "store_credit.app:create_app",
-            factory=True,
-            host=host,
-            port=port,
-            workers=workers,
-            loop="uvloop",
-            http="store_credit.protocol:BoundedProtocol",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=True,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+        run("store_credit.app:create_app", host, port, workers)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,16 @@ import contextlib
 import logging
 import sys
 from socket import socket
-from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+
+GRACE_SECONDS = 15
+"""How long running requests may take to finish once the service is told to stop."""
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the proxies before us keep a connection, so that they close it and not we."""
 
 LISTENERS = 32
 """The event loop takes no more than one new connection from each in a turn, and in an overload a turn takes
@@ -44,9 +49,27 @@ def listeners(config: uvicorn.Config) -> list[socket]:
     return [first, *(first.dup() for _ in range(LISTENERS - 1))]
 
 
-def run(app: str, *, workers: int, **options: Any) -> None:
-    """`uvicorn.run`, which takes many new connections at once, and refuses them once it is told to stop."""
-    config = uvicorn.Config(app, workers=workers, **options)
+def run(factory: str, host: str, port: int, workers: int) -> None:
+    """Serve the application that the factory makes, until told to stop.
+
+    As `uvicorn.run` does, but it takes many new connections at once, and refuses them once it is to stop.
+    """
+    config = uvicorn.Config(
+        factory,
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        loop="uvloop",
+        http="store_credit.protocol:BoundedProtocol",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=True,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
     sockets = listeners(config)
     if workers > 1:
         Workers(config, sockets=sockets).run()

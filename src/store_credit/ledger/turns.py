@@ -29,6 +29,8 @@ JOIN_SECONDS_MAX = 0.003
 """How long a transaction waits for works to join it, after one that carried several."""
 WAIT_SECONDS_MAX = 0.1
 """When a work would wait longer, by the pace of late, the queue is crowded."""
+QUEUE_MIN = 128
+"""So many fit into the next batch: they are no crowd, however slow the batches before it were."""
 PACE_WORKS_MIN = 16
 """Smaller batches tell how fast the ledger is at least, and not how slow."""
 
@@ -55,7 +57,8 @@ class Turns:
 
     def is_crowded_with(self, others: int) -> bool:
         """Whether a work that came after so many others would wait for too long."""
-        return (len(self._queue) + others) * self._seconds_per_work > WAIT_SECONDS_MAX
+        works = len(self._queue) + others
+        return works > QUEUE_MIN and works * self._seconds_per_work > WAIT_SECONDS_MAX
 
     def add(self, pending: Pending) -> None:
         self._queue.append(pending)
