@@ -684,6 +684,18 @@ def test_audit_ends_with_its_verdict_as_a_process_too(sqlite_url: str) -> None:
     assert command("audit", env=environment(sqlite_url)).returncode == 1
 
 
+def test_audit_does_not_take_the_place_of_what_is_no_file(sqlite_url: str, tmp_path: Path) -> None:
+    """Such as /dev/stdout, which is a link."""
+    with_database(sqlite_url, long_story)
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.touch()
+    link.symlink_to(target)
+    result = cli("audit", "--metrics", str(link), url=sqlite_url)
+    assert result.exit_code != 0
+    assert "it is no plain file" in result.stderr
+    assert link.is_symlink()
+
+
 def test_audit_tells_prometheus_its_verdict(sqlite_url: str, tmp_path: Path) -> None:
     path = tmp_path / "audit.prom"
     with_database(sqlite_url, long_story)

@@ -312,6 +312,22 @@ def test_what_was_read_and_does_not_run_yet_is_counted(tmp_path: Path) -> None:
     serve(tmp_path, talk)
 
 
+def test_who_only_reads_is_refused_when_too_many_come_at_once() -> None:
+    """Also a stranger: each costs a part of the turn that every callout waits for."""
+
+    async def app(*_: Any) -> None: ...
+
+    refusing = Crowd(Queue())  # type: ignore[arg-type]
+    started = []
+    for _ in range(crowd.READING_MAX):
+        assert not refusing.refuses("GET")
+        started.append(refusing.starting(app))
+    assert refusing.refuses("GET")
+    assert not refusing.refuses("POST")
+    started.pop()({}, None, None).close()  # type: ignore[arg-type, attr-defined]
+    assert not refusing.refuses("GET")
+
+
 def crowd_at(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> Crowd:
     monkeypatch.setattr(crowd.time, "monotonic", lambda: now[0])
     return Crowd(Queue())  # type: ignore[arg-type]

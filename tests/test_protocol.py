@@ -252,6 +252,19 @@ def test_very_many_pipelined_requests_are_refused(server: Server) -> None:
     assert_serves(server)
 
 
+def test_a_body_that_does_not_come_makes_room_for_others(sqlite_url: str, tmp_path: Path) -> None:
+    """Nobody needs to know a secret to send the head of an event."""
+    with running(sqlite_url, tmp_path, CONNECTIONS="10") as [small], contextlib.ExitStack() as opened:
+        signed = f"DigitalRiver-Signature: t={int(time.time())},v1=00".encode()
+        head = request("POST", WEBHOOK_PATH, signed, body=b"x" * 100)[:-50]
+        for _ in range(10):
+            opened.enter_context(Connection(small)).send(head)
+        time.sleep(0.2)
+        for _ in range(5):
+            with Connection(small) as probe:
+                assert probe.send(HEALTH).answer().status == 200
+
+
 # Other protocols
 
 

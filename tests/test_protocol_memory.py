@@ -50,7 +50,7 @@ def test_a_refused_request_leaves_nothing(
     monkeypatch.setattr(Crowd, "refuses", lambda *_: True)
     settings = Settings(**ordinary(f"sqlite:///{tmp_path / 'unused.db'}"))
     assert uvloop.run(_left(sent, settings)) == 0
-    monkeypatch.setattr(Crowd, "seconds_to_turn", lambda _: 3_600.0)
+    monkeypatch.setattr(Crowd, "seconds_to_turn", lambda _: 0.05)
     assert uvloop.run(_left(sent, settings, is_patient=False)) == 0
 
 

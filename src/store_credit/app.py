@@ -69,6 +69,7 @@ def create_app(given: Settings | None = None, *, clock: Clock | None = None) -> 
         summary="Store credit for Digital River checkouts.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},

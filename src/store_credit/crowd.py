@@ -14,13 +14,17 @@ REFUSALS_PER_SECOND = 1_000
 REFUSAL_SECONDS_MAX = 2.0
 """No refusal waits longer for its turn."""
 
+READING_MAX = 128
+"""So many requests that only read are let in within a turn of the event loop, for which all others wait."""
+
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Crowd:
     """Decides which requests are refused, and when each of them is told.
 
-    Those are refused that would change something while the ledger is crowded.
+    Those are refused that would change something while the ledger is crowded, and those that only read when
+    too many come at once.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -30,7 +34,9 @@ class Crowd:
 
     def refuses(self, method: str) -> bool:
         """Asked once for each request, before it is started."""
-        return method not in _READING and self._ledger.is_crowded_with(self._starting)
+        if method in _READING:
+            return self._starting >= READING_MAX
+        return self._ledger.is_crowded_with(self._starting)
 
     def starting(self, app: ASGI3Application) -> ASGI3Application:
         """The application for one request that is started. Until it runs, the ledger knows nothing of it.

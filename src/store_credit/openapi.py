@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 ErrorType = Literal[
@@ -110,9 +112,13 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Add the links, and take out FastAPI's own validation answer, which this application never gives."""
+    """Serve the description: with links, and without FastAPI's own validation answer, which is never given.
+
+    It is made once: anybody may ask for it.
+    """
     generate = app.openapi
 
+    @cache
     def described() -> dict[str, Any]:
         document = generate()
         for schema in ("HTTPValidationError", "ValidationError"):
@@ -123,7 +129,15 @@ def install_openapi(app: FastAPI) -> None:
         _add_links(document)
         return document
 
+    @cache
+    def rendered() -> bytes:
+        return bytes(JSONResponse(described()).body)
+
+    async def document(_request: Request) -> Response:
+        return Response(rendered(), media_type="application/json")
+
     app.openapi = described  # type: ignore[method-assign]
+    app.add_route("/openapi.json", document, include_in_schema=False)
 
 
 def _add_links(document: dict[str, Any]) -> None:

@@ -230,6 +230,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stage == "body":
             self._enter("idle")
             super().on_message_complete()
+            if self._is_answering() and self._turn is None:
+                self._room.busy(self)
             if not (self._is_answering() or self._is_refused or self.transport.is_closing()):
                 # The answer came before the end of its request, and nothing waits for the next one yet.
                 self._wait_for_request()
@@ -255,7 +257,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._turn_since = time.perf_counter()
             self._room.wait_for_turn(self)
         else:
-            self._room.busy(self)
+            if cycle.more_body:
+                self._room.wait_for_request(self)
+            else:
+                self._room.busy(self)
             super()._start_asgi_task(cycle, crowd.starting(app))
 
     def _send_away(self, *, is_last: bool = False) -> None:

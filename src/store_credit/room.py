@@ -27,7 +27,7 @@ class Room:
         self._unread: dict[Closable, float] = {}
 
     def wait_for_request(self, connection: Closable) -> None:
-        """It has nothing to do, from now on."""
+        """From now on there is nothing to do but to wait for a request, or for the rest of one."""
         self.busy(connection)
         self._idle[connection] = None
 

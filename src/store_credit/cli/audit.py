@@ -39,7 +39,12 @@ def audit_books(*, with_digest: bool, as_of: datetime | None, metrics: Path | No
 
 
 def _write_metrics(path: Path, findings: int) -> None:
-    """The verdict in Prometheus' format; the file appears whole or not at all."""
+    """The verdict in Prometheus' format; the file appears whole or not at all.
+
+    It takes the place of what is there: a device, or what a link leads to, would be gone.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        fail(f"The metrics can not be written to {str(path)!r}: it is no plain file.")
     registry = CollectorRegistry()
     found = Gauge("store_credit_audit_findings", "Findings of the last audit.", registry=registry)
     ended = Gauge(

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping
 
 from store_credit import ids
 from store_credit.bulk import Row
+from store_credit.failures import is_passing
 from store_credit.ledger.commands import Cause, Command
 from store_credit.ledger.ledger import Claim, Ledger, Record
 from store_credit.ledger.refusals import KeyReused, NotAllowed, OutOfRange, Refusal, Unavailable
@@ -221,7 +222,12 @@ async def _execute_once(
     result = await ledger.execute(*commands, claim=claim, record=record)
     if result.earlier_answer is None:
         return Receipt(state(result.outcomes), result.outcomes)
-    return Receipt(EventState(await ledger.database.read(queries.state_of, row["event_id"])))
+    try:
+        return Receipt(EventState(await ledger.database.read(queries.state_of, row["event_id"])))
+    except Exception as error:
+        if is_passing(error):
+            raise Unavailable("The database does not answer.") from error
+        raise
 
 
 async def _keep(ledger: Ledger, row: Row) -> None:
