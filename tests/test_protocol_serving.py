@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from store_credit.body import LARGE_BODIES_MAX
 from tests.raw_http import SECONDS_MAX, Answer, Connection, authorization, callout, is_held, request
@@ -38,7 +40,7 @@ def server(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("serving")
     (folder / "store-credit.db").write_bytes(sqlite_template.read_bytes())
     url = f"sqlite:///{folder / 'store-credit.db'}"
-    server = Uvicorn(url, folder, CONNECTIONS=str(CONNECTIONS_MAX), CLIENT_TIMEOUT="5s")
+    server = Uvicorn(url, folder, CONNECTIONS=str(CONNECTIONS_MAX), CLIENT_TIMEOUT="5s", DEADLINE="20s")
     try:
         yield server.start()
         assert server.is_running
@@ -81,19 +83,22 @@ def test_idle_connections_make_room_for_new_ones(server: Server) -> None:
 
 
 def test_more_requests_than_connections_are_told_to_come_back(server: Server) -> None:
-    """Requests that are under way keep their connections."""
-    event = request("POST", WEBHOOK_PATH, b"DigitalRiver-Signature: 1, a", b"Content-Length: 2")
+    """Requests that are under way keep their connections: here until the database is unlocked."""
+    path = make_url(server.environment["STORE_CREDIT_DATABASE_URL"]).database
     with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(contextlib.closing(sqlite3.connect(str(path), isolation_level=None)))
+        lock.execute("BEGIN IMMEDIATE")
         busy = [stack.enter_context(Connection(server)) for _ in range(CONNECTIONS_MAX)]
-        for connection in busy:
-            connection.send(event + b"{")
+        for number, connection in enumerate(busy):
+            connection.send(callout(authorization("gift-1", f"busy-{number}")))
         poll(lambda: is_too_busy(server), SECONDS_MAX)
         for _ in range(3):
             with Connection(server) as connection:
                 assert_too_busy(connection.send(callout(authorization("gift-1", "busy"))).answer())
                 assert connection.is_closed()
+        lock.execute("ROLLBACK")
         for connection in busy:
-            assert connection.send(b"}").answer().status == 401
+            assert connection.answer().status == 200
     with Connection(server) as connection:
         assert connection.send(HEALTH).answer().status == 200
 
