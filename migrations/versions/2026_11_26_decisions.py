@@ -1,7 +1,7 @@
 """Decisions by upstream id are found by their lines, but for those of ids that no line has.
 
-An index by hash takes a page of its own for nearly every new row: on SQLite a tenth of the processor's time that
-an authorization takes in the ledger.
+An index by hash takes a page of its own for nearly every new row: on SQLite a tenth of the processor's
+time that an authorization takes in the ledger.
 The version before finds such decisions without it too, by reading them all.
 """
 
