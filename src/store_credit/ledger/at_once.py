@@ -90,9 +90,10 @@ def _questions(needs: Needs, offers: list[str], clock: datetime | None) -> dict[
         questions[SESSION_HOLDS] = {"session_ids": sessions}
         questions[COMPLETED_SESSIONS] = {"session_ids": sessions}
     if needs.released:
-        released = [upstream_key(upstream_id) for upstream_id in needs.released]
+        names = list(needs.released)
         questions[RELEASED_HOLDS_AT_ONCE] = {
-            "released": released,
+            "keys": [upstream_key(upstream_id) for upstream_id in names],
+            "ids": names,
             "clock": clock,
             "most": needs.commands + 2,
         }

@@ -20,9 +20,9 @@ from sqlalchemy import (
     Table,
     and_,
     func,
+    literal_column,
     or_,
     select,
-    text,
     union,
     union_all,
 )
@@ -34,6 +34,10 @@ from store_credit.metadata import upstream_key
 
 SPENDABLE_MAX = 100
 """Lines of one customer that a checkout is shown."""
+
+IS_OPEN = hold.c.state == HoldState.OPEN.value
+HAS_ENDED = hold.c.state != literal_column(f"'{HoldState.OPEN.value}'")
+"""In the words of the indexes of the holds that ended."""
 
 EXPIRED = "expired"
 """The status shown for an active line past its expiry."""
@@ -107,7 +111,13 @@ def holds(
     connection: Connection, line_id: str, page: Page, now: datetime
 ) -> tuple[list[dict[str, Any]], bool]:
     """The holds of a line, newest first, ended ones included."""
-    statement = select(hold).where(hold.c.line_id == line_id)
+    # Open ones and those that ended have an index each: a page of each, and of these the wanted one.
+    of_line = select(hold.c.id).where(hold.c.line_id == line_id)
+    pages = [
+        select(cut(of_line.where(condition), hold.c.id, page).subquery().c.id)
+        for condition in (IS_OPEN, HAS_ENDED)
+    ]
+    statement = select(hold).where(hold.c.id.in_(union_all(*pages)))
     rows, more = paged(connection, statement, hold.c.id, page)
     return [_settled_hold(row, now) for row in rows], more
 
@@ -154,7 +164,7 @@ def customer_holds(connection: Connection, customer_id: str, currency: str) -> l
         select(hold.c.id, hold.c.line_id)
         .join(credit_line, credit_line.c.id == hold.c.line_id)
         .where(credit_line.c.customer_id == customer_id, credit_line.c.currency == currency)
-        .where(hold.c.state == HoldState.OPEN.value)
+        .where(IS_OPEN)
     )
     return [(row.id, row.line_id) for row in connection.execute(statement)]
 
@@ -167,8 +177,14 @@ def hold_places(
     if hold_id is not None:
         statement = statement.where(hold.c.id == hold_id)
     else:
-        statement = statement.where(hold.c.session_id == session_id, hold.c.state == HoldState.OPEN.value)
+        statement = statement.where(hold.c.session_id == session_id, IS_OPEN)
     return [(row.id, row.line_id) for row in connection.execute(statement)]
+
+
+def held_by(session_id: str) -> list[Select[Any]]:
+    """The ids of the lines of which a session has holds, and of those of which it had some."""
+    of_session = _lines_with(hold, "session_id", session_id)
+    return [of_session.where(IS_OPEN), of_session.where(HAS_ENDED)]
 
 
 def line_id_of(connection: Connection, name: str) -> str | None:
@@ -180,8 +196,7 @@ def line_id_of(connection: Connection, name: str) -> str | None:
 
 
 def count_open_holds(connection: Connection, now: datetime) -> int:
-    is_open = and_(hold.c.state == HoldState.OPEN.value, hold.c.expires_at > now)
-    return _count(connection, hold, is_open)
+    return _count(connection, hold, and_(IS_OPEN, hold.c.expires_at > now))
 
 
 def count_flagged_lines(connection: Connection) -> int:
@@ -190,8 +205,7 @@ def count_flagged_lines(connection: Connection) -> int:
 
 def oldest_due_at(connection: Connection, now: datetime) -> datetime | None:
     """Since when the sweeper should have looked at a line; None when it has nothing to do."""
-    is_open = hold.c.state == HoldState.OPEN.value
-    holds = select(func.min(hold.c.expires_at)).where(is_open, hold.c.expires_at <= now)
+    holds = select(func.min(hold.c.expires_at)).where(IS_OPEN, hold.c.expires_at <= now)
     lines = select(func.min(credit_line.c.due_at)).where(credit_line.c.due_at <= now)
     found = [moment for query in (holds, lines) if (moment := connection.scalar(query)) is not None]
     return min(found, default=None)
@@ -201,7 +215,7 @@ def settled(connection: Connection, rows: Sequence[RowMapping], now: datetime) -
     """The figures of lines after settling, with one query for all of them."""
     overdue = select(hold.c.line_id, func.sum(hold.c.amount)).where(
         hold.c.line_id.in_([row["id"] for row in rows]),
-        hold.c.state == HoldState.OPEN.value,
+        IS_OPEN,
         hold.c.expires_at <= now,
     )
     freed = {line_id: int(total) for line_id, total in connection.execute(overdue.group_by(hold.c.line_id))}
@@ -229,19 +243,17 @@ def _in_state(state: str | None, now: datetime) -> list[ColumnElement[bool]]:
 
     An open one past its time is shown as expired.
     """
-    is_open = hold.c.state == HoldState.OPEN.value
     if state == HoldState.OPEN:
-        return [and_(is_open, hold.c.expires_at > now)]
+        return [and_(IS_OPEN, hold.c.expires_at > now)]
     if state == HoldState.EXPIRED:
-        return [_ended(HoldState.EXPIRED), and_(is_open, hold.c.expires_at <= now)]
+        return [_ended(HoldState.EXPIRED), and_(IS_OPEN, hold.c.expires_at <= now)]
     if state is not None:
         return [_ended(HoldState(state))]
-    return [is_open, *(_ended(stored) for stored in HoldState if stored != HoldState.OPEN)]
+    return [IS_OPEN, *(_ended(stored) for stored in HoldState if stored != HoldState.OPEN)]
 
 
 def _ended(state: HoldState) -> ColumnElement[bool]:
-    """In the words of the index of the holds that ended."""
-    return and_(hold.c.state == state.value, text("hold.state <> 'open'"))
+    return and_(hold.c.state == state.value, HAS_ENDED)
 
 
 def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Select[Any]:
@@ -257,8 +269,8 @@ def _filtered(statement: Select[Any], wanted: LineFilter, now: datetime) -> Sele
     if wanted.order_id is not None:
         statement = statement.where(columns.id.in_(_lines_with(deduction, "order_id", wanted.order_id)))
     if wanted.session_id is not None:
-        places = [_lines_with(table, "session_id", wanted.session_id) for table in (hold, deduction)]
-        statement = statement.where(columns.id.in_(union(*places)))
+        spent = _lines_with(deduction, "session_id", wanted.session_id)
+        statement = statement.where(columns.id.in_(union(*held_by(wanted.session_id), spent)))
     if wanted.status is None:
         return statement
     return _with_status(statement, wanted.status, now)

@@ -163,23 +163,36 @@ OFFERS = Query(
 )
 
 SESSION_HOLDS = Query(
-    # By session alone, of which each has few.
-    f"SELECT {_names(_HOLD)} FROM hold WHERE session_id = ANY(:session_ids) AND (state = 'open') IS TRUE",
+    # In an order that only the right index has.
+    "SELECT held.* FROM unnest(:session_ids) AS named (session_id) CROSS JOIN LATERAL"
+    f" (SELECT {_names(_HOLD)} FROM hold WHERE state = 'open' AND session_id = named.session_id"
+    " ORDER BY upstream_key) AS held",
     _HOLD,
     {"session_ids": "text"},
+    sqlite=f"SELECT {_names(_HOLD)} FROM hold"
+    " WHERE state = 'open' AND session_id IN (SELECT value FROM json_each(:session_ids))",
 )
 
-_RELEASABLE = "state = 'open' AND (expires_at > :now) IS TRUE"
+# The line that an upstream id names, by itself or as an offer; then its open holds, as those of one line.
+_OF_NAMED_LINE = (
+    " CROSS JOIN LATERAL (SELECT coalesce("
+    "(SELECT id FROM credit_line WHERE upstream_key = named.key),"
+    " (SELECT line_id FROM offer WHERE upstream_id = named.upstream_id)) AS id) AS line_named"
+    f" CROSS JOIN LATERAL (SELECT {_names(_HOLD)} FROM hold"
+    " WHERE state = 'open' AND line_id = line_named.id AND upstream_key = named.key"
+)
 
 RELEASED_HOLDS = Query(
-    f"SELECT held.* FROM unnest(:keys) AS named (key) CROSS JOIN LATERAL"
-    f" (SELECT {_names(_HOLD)} FROM hold WHERE upstream_key = named.key AND {_RELEASABLE}"
-    " ORDER BY id LIMIT :most) AS held",
+    f"SELECT held.* FROM unnest(:keys, :ids) AS named (key, upstream_id){_OF_NAMED_LINE}"
+    " AND (expires_at > :now) IS TRUE ORDER BY expires_at LIMIT :most) AS held",
     _HOLD,
-    {"keys": "bytea"},
+    {"keys": "bytea", "ids": "text"},
     sqlite=f"SELECT {_names(_HOLD)} FROM"
-    " (SELECT hold.*, row_number() OVER (PARTITION BY upstream_key ORDER BY id) AS place"
-    f" FROM hold WHERE upstream_key = ANY(:keys) AND {_RELEASABLE}) AS numbered WHERE place <= :most",
+    " (SELECT hold.*, row_number() OVER (PARTITION BY upstream_key ORDER BY expires_at) AS place"
+    " FROM hold WHERE state = 'open' AND expires_at > :now AND upstream_key = ANY(:keys)"
+    " AND line_id IN (SELECT id FROM credit_line WHERE upstream_key = ANY(:keys) UNION ALL SELECT line_id"
+    " FROM offer WHERE upstream_id IN (SELECT value FROM json_each(:ids)))"
+    ") AS numbered WHERE place <= :most",
 )
 
 HOLDS_BY_ID = Query(
@@ -234,11 +247,10 @@ DUE_HOLDS_AT_ONCE = Query(
 )
 
 RELEASED_HOLDS_AT_ONCE = Query(
-    "SELECT held.* FROM unnest(:released) AS named (key) CROSS JOIN LATERAL"
-    f" (SELECT {_names(_HOLD)} FROM hold WHERE upstream_key = named.key AND state = 'open'"
-    f" AND (expires_at > {_LATEST}) IS TRUE ORDER BY id LIMIT :most) AS held",
+    f"SELECT held.* FROM unnest(:keys, :ids) AS named (key, upstream_id){_OF_NAMED_LINE}"
+    f" AND (expires_at > {_LATEST}) IS TRUE ORDER BY expires_at LIMIT :most) AS held",
     _HOLD,
-    {"released": "bytea"},
+    {"keys": "bytea", "ids": "text"},
 )
 
 KNOWN_SOURCES = Query("SELECT id FROM source WHERE id = ANY(:ids)", [source.c.id], {"ids": "text"})

@@ -186,8 +186,13 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
     if needs.released:
         # More than the batch can end, those past their time aside, which no rule uses: a rule must see
         # that there are several.
-        keys = [upstream_key(upstream_id) for upstream_id in needs.released]
-        questions[RELEASED_HOLDS] = {"keys": keys, "now": now, "most": needs.commands + 2}
+        names = list(needs.released)
+        questions[RELEASED_HOLDS] = {
+            "keys": [upstream_key(upstream_id) for upstream_id in names],
+            "ids": names,
+            "now": now,
+            "most": needs.commands + 2,
+        }
     if offers := offers_of(needs):
         questions[OFFERS] = {"ids": offers}
     return questions

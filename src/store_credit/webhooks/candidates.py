@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, or_, select
+from sqlalchemy import Connection, RowMapping, or_, select, union_all
 
 from store_credit import money
-from store_credit.ledger.queries import LineFigures, settled
-from store_credit.ledger.tables import credit_line, hold
+from store_credit.ledger.queries import LineFigures, held_by, settled
+from store_credit.ledger.tables import credit_line
 from store_credit.webhooks.effects import Effect
 from store_credit.webhooks.events import Event, MalformedEvent, read
 
@@ -52,8 +52,8 @@ def candidates(
 
 
 def _of_session(connection: Connection, session_id: str) -> list[RowMapping]:
-    lines = select(hold.c.line_id).where(hold.c.session_id == session_id).limit(CANDIDATES_MAX)
-    statement = select(credit_line).where(credit_line.c.id.in_(lines.scalar_subquery()))
+    lines = union_all(*held_by(session_id)).limit(CANDIDATES_MAX)
+    statement = select(credit_line).where(credit_line.c.id.in_(lines))
     return list(connection.execute(statement).mappings())
 
 
