@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from store_credit.body import LARGE_BODIES_MAX
+from store_credit.room import IDLE_SECONDS
 from tests.raw_http import SECONDS_MAX, Answer, Connection, authorization, callout, is_held, request
 from tests.server import WEBHOOK_PATH, Server, poll, running
 
@@ -77,6 +80,7 @@ def test_its_limits_are_those_of_the_service(server: Server) -> None:
 def test_idle_connections_make_room_for_new_ones(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(Connection(server)) for _ in range(CONNECTIONS_MAX * 3)]
+        time.sleep(IDLE_SECONDS)
         for connection in reversed(connections[-CONNECTIONS_MAX:]):
             assert connection.send(HEALTH).answer().status == 200
         assert is_gone(connections[0])
@@ -101,6 +105,34 @@ def test_more_requests_than_connections_are_told_to_come_back(server: Server) ->
             assert connection.answer().status == 200
     with Connection(server) as connection:
         assert connection.send(HEALTH).answer().status == 200
+
+
+def test_next_to_no_request_is_lost_to_a_newer_connection(sqlite_url: str, tmp_path: Path) -> None:
+    """Far more clients than there is room for, each with a new connection for each request."""
+    answered, lost = Counter[int](), 0
+
+    async def ask_again_and_again(port: int, until: float) -> None:
+        nonlocal lost
+        while time.monotonic() < until:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.closing(writer):
+                writer.write(HEALTH)
+                try:
+                    head = await reader.readuntil(b"\r\n")
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    lost += 1
+                else:
+                    answered[int(head.split()[1])] += 1
+
+    async def flood(port: int) -> None:
+        until = time.monotonic() + 2
+        await asyncio.gather(*(ask_again_and_again(port, until) for _ in range(8 * FEW)))
+
+    with running(sqlite_url, tmp_path, CONNECTIONS=str(FEW)) as [small]:
+        asyncio.run(flood(small.port))
+    assert set(answered) <= {200, 503}
+    assert answered[200] > 100
+    assert lost <= sum(answered.values()) / 20
 
 
 def test_clients_that_do_not_read_make_room_for_others(sqlite_url: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from store_credit.room import Room
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "IDLE_SECONDS", 0)
     monkeypatch.setattr(room, "UNREAD_SECONDS", 0)
 
 
@@ -33,9 +34,10 @@ class Rooms:
     def __getitem__(self, name: str) -> Connection:
         return self._connections.setdefault(name, Connection(name, self.dropped))
 
-    def make(self, times: int = 1) -> list[str]:
+    def make(self, times: int = 1, *, patient: bool = True) -> list[str]:
         for _ in range(times):
-            self.room.make()
+            before = len(self.dropped)
+            assert self.room.make(patient=patient) == (len(self.dropped) > before)
         return self.dropped
 
 
@@ -53,6 +55,15 @@ def test_who_waits_longest_for_a_request_goes_first() -> None:
     rooms.room.busy(rooms["a"])
     rooms.room.wait_for_request(rooms["a"])
     assert rooms.make(4) == ["b", "c", "a"]
+
+
+def test_who_has_waited_for_a_moment_only_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "IDLE_SECONDS", 60)
+    rooms = Rooms()
+    for name in ("a", "b"):
+        rooms.room.wait_for_request(rooms[name])
+    assert rooms.make() == []
+    assert rooms.make(patient=False) == ["a"]
 
 
 def test_who_has_nothing_to_do_goes_before_who_is_behind() -> None:

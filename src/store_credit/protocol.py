@@ -47,6 +47,8 @@ PIPELINED_MAX = 100
 """Requests that may wait on one connection for the answers before theirs."""
 READ_AT_ONCE = 16 * 1024
 """The parser gets no more than this before the limits are looked at."""
+EXTRA_CONNECTIONS = 100
+"""So many are taken beyond their limit, to be told so, while nobody can be closed for them."""
 UNREAD_FACTOR = 6
 """How much longer a client may take to make room for an answer than to send a request."""
 
@@ -81,6 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing_bytes = 0
         self._head_without_upgrade = b""
         self._answering: RequestResponseCycle | None = None
+        self._is_extra = False
+        """Whether there were too many connections when it was made."""
         self._is_refused = False
         self._last_words = b""
         self._turn_since = 0.0
@@ -90,8 +94,9 @@ class BoundedProtocol(HttpToolsProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self._connections_max:
-            self._room.make()
+        extra = len(self.connections) - self._connections_max
+        if extra >= 0:
+            self._is_extra = not self._room.make(patient=extra < EXTRA_CONNECTIONS)
         unread_seconds = self._client_seconds * UNREAD_FACTOR
         lingering = LingeringTransport(transport, self.loop, self._is_read, unread_seconds)
         super().connection_made(lingering)
@@ -211,8 +216,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED_MAX:
             problem = Problem("too_many_requests", "Too many requests wait on one connection.")
             raise TooManyRequests(problem, headers={"Retry-After": "1"})
-        if len(self.connections) > self._connections_max:
-            raise ServiceUnavailable.retry_after(1, "There are too many connections.")
+        if self._is_extra:
+            self._room.busy(self)
+            if len(self.connections) > self._connections_max and not self._room.make():
+                raise ServiceUnavailable.retry_after(1, "There are too many connections.")
+            self._is_extra = False
         super().on_headers_complete()
         self._enter("body")
         self._framing_bytes = 0
