@@ -21,13 +21,14 @@ import pytest
 from sqlalchemy import Connection, make_url, text
 from typer.testing import CliRunner, Result
 
-from store_credit import __version__, schema
+from store_credit import __version__, bulk, ids, schema
 from store_credit.callouts import decisions
 from store_credit.cli.demo import Play, PlayFailed
 from store_credit.cli.main import app
 from store_credit.database import Database, connect
 from store_credit.ledger.commands import Authorize, Command, Policy, Release
 from store_credit.ledger.ledger import Ledger
+from store_credit.ledger.tables import offer
 from tests import making
 from tests.server import (
     CALLOUT,
@@ -483,6 +484,22 @@ def test_list_filters(sqlite_url: str, given: tuple[str, ...], found: set[str]) 
     assert {line["upstreamId"] for line in listed["data"]} == found
 
 
+def test_list_finds_what_an_order_or_a_session_took(database_url: str) -> None:
+    with_database(database_url, long_story)
+    issue(database_url, "--upstream-id", "another")
+
+    def found(*given: str) -> list[str]:
+        listed = json.loads(printed("lines", "list", "--json", *given, url=database_url))
+        return [line["upstreamId"] for line in listed["data"]]
+
+    assert sorted(found()) == ["another", "line-1"]
+    # Of an open hold, of one that ended, and of what was spent.
+    for session in ("session-open", "session-expired", "session-ordered"):
+        assert found("--session", session) == ["line-1"]
+    assert found("--order", "order of source-1") == ["line-1"]
+    assert found("--order", "order-9") == found("--session", "session-declined") == []
+
+
 def test_list_refuses_an_unknown_status(sqlite_url: str) -> None:
     result = cli("lines", "list", "--status", "nonsense", url=sqlite_url)
     assert result.exit_code == 2
@@ -589,6 +606,37 @@ def test_show_leaves_out_the_older_entries_and_says_so(sqlite_url: str) -> None:
     shown = printed("lines", "show", "line-1", "--entries", "2", url=sqlite_url)
     assert "What happened (after 8 earlier entries)" in shown
     assert "session-changed" not in shown.partition("What happened")[2].partition("Last answers")[0]
+
+
+def test_show_leaves_out_the_older_answers_and_says_so(sqlite_url: str) -> None:
+    async def later(database: Database) -> None:
+        past = Past(database)
+        past.wait(days=20)
+        for _ in range(2):
+            await past.do(making.authorize("500", "session-late"))
+        await past.close()
+
+    with_database(sqlite_url, long_story)
+    assert "earlier ones" not in printed("lines", "show", "line-1", url=sqlite_url)
+    with_database(sqlite_url, later)
+    assert "Last answers to Digital River (there are earlier ones)" in printed(
+        "lines", "show", "line-1", url=sqlite_url
+    )
+
+
+def test_show_finds_the_line_of_an_offer(database_url: str) -> None:
+    with_database(database_url, long_story)
+
+    offered = ids.mint("offer")
+
+    async def make(database: Database) -> None:
+        now = datetime.now(UTC)
+        row = {"upstream_id": offered, "line_id": "cl_1", "amount": 100, "created_at": now}
+        row["expires_at"] = now + timedelta(hours=1)
+        await database.write(bulk.write, [(offer, row, "refuse")])
+
+    with_database(database_url, make)
+    assert "Id cl_1" in re.sub(" +", " ", printed("lines", "show", offered, url=database_url))
 
 
 def test_show_tells_of_a_line_that_expired(database_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -139,3 +140,24 @@ def test_an_unknown_flag_is_refused(sqlite_url: str) -> None:
     result = cli("lines", "flag", "gift", "shiny", *WHY, url=sqlite_url)
     assert result.exit_code == 2
     assert "'shiny'" in result.stderr
+
+
+# Holds
+
+
+def test_a_session_s_holds_are_released(url: str) -> None:
+    held(url)
+    told = printed("lines", "release", "session-1", *WHY, url=url)
+    assert re.fullmatch(r"hold_\w+ of cl_\w+ is released\.\n", told)
+    entry = last_entry(url)
+    assert (entry["kind"], entry["held"], entry["reason"]) == ("released", -60, "Ticket 7")
+    said = sentence(cli("lines", "release", "session-1", *WHY, url=url))
+    assert said == "There is no hold with the id 'session-1', nor an open one of a session with it."
+
+
+def test_a_hold_is_released_once(url: str) -> None:
+    held(url)
+    (hold,) = json.loads(printed("lines", "show", "gift", "--json", url=url))["openHolds"]
+    released = [json.loads(printed("lines", "release", hold["id"], *WHY, "--json", url=url)) for _ in "12"]
+    assert released == [{"released": [hold["id"]]}, {"released": []}]
+    assert printed("lines", "release", hold["id"], *WHY, url=url) == "Nothing was open any more.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,12 @@ def test_a_file_of_another_kind_is_refused(sqlite_url: str, tmp_path: Path) -> N
     path.write_bytes("customerId,currency\n".encode("utf-16"))
     assert "must name the columns" in sentence(cli("import", str(path), url=sqlite_url))
     assert cli("import", str(tmp_path / "none.csv"), url=sqlite_url).exit_code == 2
+
+
+def test_a_pipe_is_refused(sqlite_url: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    said = sentence(cli("import", str(tmp_path / "pipe"), url=sqlite_url))
+    assert said == "The file must be one on disk, and no pipe: it is read twice."
 
 
 def test_what_is_printed_of_a_file_is_plain(sqlite_url: str, tmp_path: Path) -> None:

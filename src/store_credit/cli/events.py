@@ -93,15 +93,19 @@ def apply_event(
     if source is not None and line is None:
         fail("A source is assigned to a line: name it with --line.")
 
-    async def work(session: Session) -> EventState:
+    async def work(session: Session) -> RowMapping:
         row = await _row(session, event_id)
         if row["state"] in (EventState.DISMISSED, EventState.CONFLICT):
             fail(f"The event is {row['state']}.")
         cause = Cause(actor(), reason, event_id=event_id)
         to = Assignment(await _line_id(session, line), source) if line is not None else None
-        return (await inbox.apply_by_hand(session.ledger, row, cause, to)).state
+        await inbox.apply_by_hand(session.ledger, row, cause, to)
+        return await _row(session, event_id)
 
-    typer.echo(f"The event is {run(work)} now.")
+    applied = run(work)
+    typer.echo(f"The event is {applied['state']} now.")
+    for effect in json.loads(applied["effects"]):
+        typer.echo(plain(_became_of(effect)))
 
 
 @app.command("dismiss")
@@ -235,6 +239,12 @@ def _asked(effect: dict[str, Any]) -> str:
     return f"{effect['kind']}{amount}"
 
 
+def _became_of(effect: dict[str, Any]) -> str:
+    detail = f" ({effect['detail']})" if effect["detail"] else ""
+    outcome = (effect["outcome"] or "not tried").replace("_", " ")
+    return f"{effect['sourceId']}: {_asked(effect)}: {outcome}{detail}"
+
+
 def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
@@ -250,9 +260,7 @@ def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
         if value:
             facts.add_row(name, plain(value))
     for effect in json.loads(row["effects"]):
-        detail = f" ({effect['detail']})" if effect["detail"] else ""
-        outcome = (effect["outcome"] or "not tried").replace("_", " ")
-        facts.add_row("Source", plain(f"{effect['sourceId']}: {_asked(effect)}: {outcome}{detail}"))
+        facts.add_row("Source", plain(_became_of(effect)))
     console().print(facts)
     if lines:
         typer.echo("\nLines that it may mean:")

@@ -65,6 +65,9 @@ def import_lines(
     The same file twice changes nothing, and after an interruption the same command goes on.
     """
 
+    if not file.is_file():
+        fail("The file must be one on disk, and no pipe: it is read twice.")
+
     async def work(session: Session) -> tuple[Checked, Issued | None]:
         with file.open("rb") as opened, _progress() as progress:
             return await _import(session.ledger, opened, keep_going, progress)

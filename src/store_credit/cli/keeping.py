@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from store_credit import money
+from store_credit import ids, money
 from store_credit.cli.session import Session, actor, fail, moment, run
 from store_credit.fields import TEXT_LENGTH_MAX, storable
 from store_credit.ledger import queries
-from store_credit.ledger.commands import Adjust, Cause, Command, SetExpiry, SetFlag, SetStatus
+from store_credit.ledger.commands import Adjust, Cause, Command, ReleaseHolds, SetExpiry, SetFlag, SetStatus
 from store_credit.ledger.queries import LineFigures
-from store_credit.ledger.state import Flag
+from store_credit.ledger.state import Flag, Hold, HoldState
 from store_credit.merchant import rendering
 
 app = typer.Typer()
@@ -88,6 +88,36 @@ def flag_line(line: Line, flag: WhichFlag, reason: Why, as_json: AsJson = False)
 def unflag_line(line: Line, flag: WhichFlag, reason: Why, as_json: AsJson = False) -> None:
     """Take a mark off, once it was looked at."""
     _tell(_changed(line, reason, lambda id_, cause: SetFlag(id_, flag.value, False, cause)), as_json)
+
+
+@app.command("release")
+def release_holds(
+    name: Annotated[str, typer.Argument(help="The id of a hold, or of a session whose holds all end.")],
+    reason: Why,
+    as_json: AsJson = False,
+) -> None:
+    """End holds before their time; what they held becomes available again."""
+    cause = Cause(actor(), _checked(reason))
+
+    async def work(session: Session) -> list[Hold]:
+        read = session.database.read
+        named = {"hold_id": name} if ids.is_minted(name, "hold") else {"session_id": name}
+        found = await read(queries.hold_places, **named)
+        if not found:
+            fail(f"There is no hold with the id {name!r}, nor an open one of a session with it.")
+        holds, lines = zip(*found, strict=True)
+        command = ReleaseHolds(holds, tuple(dict.fromkeys(lines)), cause)
+        (outcome,) = (await session.ledger.execute(command)).outcomes
+        return [hold for hold in outcome.ended if hold.state == HoldState.RELEASED]
+
+    ended = run(work)
+    if as_json:
+        typer.echo(json.dumps({"released": [hold.id for hold in ended]}))
+        return
+    for hold in ended:
+        typer.echo(f"{hold.id} of {hold.line_id} is released.")
+    if not ended:
+        typer.echo("Nothing was open any more.")
 
 
 def _set_status(line: str, action: Action, reason: str, as_json: bool) -> None:

@@ -78,15 +78,26 @@ def list_lines(
     ] = None,
     currency: Annotated[str | None, typer.Option(help="Only in this currency.")] = None,
     flagged: Annotated[bool, typer.Option("--flagged", help="Only those that need a look.")] = False,
+    order: Annotated[str | None, typer.Option(help="Only those that this order was paid from.")] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Only those with a hold or an order of this checkout session.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=LIST_LIMIT_MAX, help="At most this many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List credit lines, newest first."""
-    wanted = LineFilter(None, customer, status, currency.upper() if currency else None, flagged or None)
+    wanted = LineFilter(
+        customer_id=customer,
+        status=status,
+        currency=currency.upper() if currency else None,
+        flagged=flagged or None,
+        order_id=order,
+        session_id=session,
+    )
 
-    async def work(session: Session) -> tuple[list[LineFigures], bool]:
-        now = await session.ledger.now()
-        return await session.database.read(queries.lines, wanted, Page(limit), now)
+    async def work(opened: Session) -> tuple[list[LineFigures], bool]:
+        now = await opened.ledger.now()
+        return await opened.database.read(queries.lines, wanted, Page(limit), now)
 
     found, more = run(work)
     if as_json:

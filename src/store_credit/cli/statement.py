@@ -42,6 +42,8 @@ class Story:
     open_holds: Sequence[Row]
     """Those that end first; one more than is shown when there are more."""
     decisions: Sequence[Row]
+    """The newest ones."""
+    has_more_decisions: bool
 
 
 def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> Story | None:
@@ -55,7 +57,7 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
     entries = [dict(row) for row in connection.execute(newest).mappings()][::-1]
     is_open = (hold.c.line_id == line_id, hold.c.state == HoldState.OPEN.value, hold.c.expires_at > now)
     open_holds = select(hold).where(*is_open).order_by(hold.c.expires_at).limit(OPEN_HOLDS_SHOWN + 1)
-    answers, _ = decisions(connection, DecisionFilter(line_id=line_id), Page(DECISIONS_SHOWN))
+    answers, more = decisions(connection, DecisionFilter(line_id=line_id), Page(DECISIONS_SHOWN))
     return Story(
         line=line,
         at=now,
@@ -64,6 +66,7 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
         deductions=_by_id(connection, deduction, {row["deduction_id"] for row in entries}),
         open_holds=[dict(row) for row in connection.execute(open_holds).mappings()],
         decisions=[dict(row) for row in answers],
+        has_more_decisions=more,
     )
 
 
@@ -75,14 +78,15 @@ def print_statement(console: Console, story: Story) -> None:
     console.print(Rule(title, align="left"))
     console.print(_facts(story))
     if story.open_holds:
-        more = len(story.open_holds) > OPEN_HOLDS_SHOWN
-        left_out = f" [dim]the {OPEN_HOLDS_SHOWN} that end first; there are more[/]" if more else ""
+        is_cut = len(story.open_holds) > OPEN_HOLDS_SHOWN
+        left_out = f" [dim]the {OPEN_HOLDS_SHOWN} that end first; there are more[/]" if is_cut else ""
         console.print("\n[bold]Promised now[/]" + left_out)
         console.print(_holds(story))
     console.print("\n[bold]What happened[/]" + _left_out(story))
     console.print(_journal(story))
     if story.decisions:
-        console.print("\n[bold]Last answers to Digital River[/]")
+        more = " [dim](there are earlier ones)[/]" if story.has_more_decisions else ""
+        console.print("\n[bold]Last answers to Digital River[/]" + more)
         console.print(_answers(story))
 
 

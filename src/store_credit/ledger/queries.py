@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from store_credit.ledger.pages import Page, cut, paged
 from store_credit.ledger.state import HoldState, LineStatus
-from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry
+from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry, offer
 from store_credit.metadata import upstream_key
 
 SPENDABLE_MAX = 100
@@ -188,11 +188,12 @@ def held_by(session_id: str) -> list[Select[Any]]:
 
 
 def line_id_of(connection: Connection, name: str) -> str | None:
-    """The id of the line with this id or upstream id."""
-    statement = select(credit_line.c.id).where(
+    """The id of the line with this id or upstream id, its own or an offer's."""
+    of_line = select(credit_line.c.id).where(
         or_(credit_line.c.id == name, credit_line.c.upstream_key == upstream_key(name))
     )
-    return connection.execute(statement).scalars().first()
+    of_offer = select(offer.c.line_id).where(offer.c.upstream_id == name)
+    return connection.execute(of_line.union_all(of_offer)).scalars().first()
 
 
 def count_open_holds(connection: Connection, now: datetime) -> int:
