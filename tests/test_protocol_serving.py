@@ -126,7 +126,7 @@ def test_next_to_no_request_is_lost_to_a_newer_connection(sqlite_url: str, tmp_p
 
     async def flood(port: int) -> None:
         until = time.monotonic() + 2
-        await asyncio.gather(*(ask_again_and_again(port, until) for _ in range(8 * FEW)))
+        await asyncio.gather(*(ask_again_and_again(port, until) for _ in range(5 * FEW)))
 
     with running(sqlite_url, tmp_path, CONNECTIONS=str(FEW)) as [small]:
         asyncio.run(flood(small.port))

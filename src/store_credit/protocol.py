@@ -47,7 +47,7 @@ PIPELINED_MAX = 100
 """Requests that may wait on one connection for the answers before theirs."""
 READ_AT_ONCE = 16 * 1024
 """The parser gets no more than this before the limits are looked at."""
-EXTRA_CONNECTIONS = 100
+EXTRA_CONNECTIONS = 50
 """So many are taken beyond their limit, to be told so, while nobody can be closed for them."""
 UNREAD_FACTOR = 6
 """How much longer a client may take to make room for an answer than to send a request."""
