@@ -2,8 +2,8 @@
 by their line.
 
 What an index over all holds or by hash takes for a new hold is a page of its own. Without the three that
-go, an authorization writes a third fewer pages. The version before would read whole tables without them:
-so the floor is raised.
+go, 32 authorizations in one transaction write 138 pages on SQLite, where it were 197. The version before
+would read whole tables without them: so the floor is raised.
 """
 
 from __future__ import annotations
