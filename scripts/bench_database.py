@@ -63,7 +63,8 @@ def fill(connection: Connection) -> None:
     now, policy, figures = datetime.now(UTC), Policy(timedelta(days=1)), ("bench", "USD", BALANCE_MINOR)
     names = [*zip(LINE_IDS, UPSTREAM_IDS, strict=True), *((ids.mint("cl"), name) for name in SINGLE_IDS)]
     issued = [Issue(*both, *figures, Cause("bench")) for both in [*names, (ids.mint("cl"), HOT_ID)]]
-    bulk.write(connection, store.changed([rules.decide(Book(), one, now, policy) for one in issued], now))
+    changes = [rules.decide(Book(), one, now, policy) for one in issued]
+    bulk.write(connection, store.changed(changes, {}, now))
     bench_app.Base.metadata.create_all(connection)
     with Session(connection) as session:
         session.add_all(bench_app.new_line(name, BALANCE_MINOR) for name in UPSTREAM_IDS)

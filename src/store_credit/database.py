@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from store_credit import direct
 from store_credit.direct import Fetch, OwnConnection
 from store_credit.failures import CommitFailed
 
@@ -224,6 +225,7 @@ class SqliteDatabase:
     def __init__(self, url: Any) -> None:
         self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
         self._reader = _sqlite_engine(url, begin="BEGIN", connections=READERS, read_only=True)
+        self._writing: Connection | None = None
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
 
@@ -240,8 +242,14 @@ class SqliteDatabase:
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def run() -> T:
-            with self._writer.connect() as connection:
+            # It is kept: to take a connection and to give it back takes as long as some works do.
+            connection = self._writing = self._writing or self._writer.connect()
+            try:
                 return _transact(connection, lambda c: function(c, *args, **kwargs))
+            except BaseException:
+                self._writing = None
+                connection.close()
+                raise
 
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
 
@@ -254,6 +262,8 @@ class SqliteDatabase:
             (self._reader_threads, self._reader),
         ):
             await asyncio.to_thread(threads.shutdown)
+            if engine is self._writer and self._writing is not None:
+                self._writing.close()
             engine.dispose()
 
 
@@ -282,6 +292,6 @@ def _sqlite_engine(url: Any, *, begin: str, connections: int, read_only: bool) -
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        direct.run(connection, begin)
 
     return engine

@@ -86,6 +86,11 @@ class OwnConnection:
             await held.close()
 
 
+def run(connection: Connection, sql: str) -> None:
+    """Run a statement of SQLite that has no values and no rows. Raises the driver's errors."""
+    _driver(connection).execute(sql)
+
+
 def rows(connection: Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     """All rows of a statement of SQLite. Raises the driver's errors."""
     return _driver(connection).execute(sql, values).fetchall()

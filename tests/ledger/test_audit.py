@@ -280,9 +280,8 @@ async def test_entries_without_a_line_are_named(lax: Database, line_id: str, pag
 
 async def _without_foreign_keys(database: Any, function: Any) -> None:
     """The pragma counts only outside a transaction, so that it needs the engine itself."""
-    raw = database._writer.raw_connection()
-    raw.execute("PRAGMA foreign_keys = OFF")
-    raw.close()
+    await database.write(lambda _: None)
+    database._writing.connection.execute("PRAGMA foreign_keys = OFF")
     await database.write(function)
 
 

@@ -6,7 +6,6 @@ A `Desk` holds a whole ledger in memory; amounts in commands are decimals, figur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -77,7 +76,7 @@ def refused(desk: Desk, command: Command, refusal: type[Exception], message: str
     ids=["adjust", "set status", "set expiry", "set flag", "describe"],
 )
 def test_a_line_that_is_not_there_is_not_changed(desk: Desk, command: Callable[[Line], Command]) -> None:
-    refused(desk, command(replace(desk.line(), id="cl_other")), UnknownLine, "no such credit line")
+    refused(desk, command(desk.line()._replace(id="cl_other")), UnknownLine, "no such credit line")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +296,7 @@ def test_a_reopened_line_starts_from_nothing(desk: Desk) -> None:
 
 def test_what_came_back_to_a_closed_line_is_there_when_it_is_reopened(desk: Desk) -> None:
     desk.do(set_status(desk.line(), "close"))
-    desk.book.add_line(replace(desk.line(), balance=7_00))
+    desk.book.add_line(desk.line()._replace(balance=7_00))
 
     desk.do(set_status(desk.line(), "reopen"))
 

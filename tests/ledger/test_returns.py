@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 
@@ -284,7 +283,7 @@ def test_a_parked_return_does_not_outlive_the_grace_of_its_deduction() -> None:
 
 
 def put(desk: Desk, status: LineStatus) -> None:
-    desk.book.add_line(replace(desk.line(), status=status))
+    desk.book.add_line(desk.line()._replace(status=status))
 
 
 def test_a_suspended_line_stays_suspended() -> None:

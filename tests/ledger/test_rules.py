@@ -5,8 +5,7 @@ A `Desk` holds a whole ledger in memory; amounts in commands are decimals, figur
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.journal import entry_hash
 from store_credit.ledger.refusals import AlreadyExists
-from store_credit.ledger.state import Flag, HoldState, Line, LineStatus, Reason
+from store_credit.ledger.state import Entry, EntryKind, Flag, HoldState, Line, LineStatus, Reason
 from tests.making import DAY, HOUR, NOON, Desk, authorize, deduct, issue, release, settle
 
 
@@ -31,7 +30,7 @@ def figures(line: Line) -> tuple[int, int]:
 
 
 def with_status(desk: Desk, status: LineStatus) -> None:
-    desk.book.add_line(replace(desk.line(), status=status))
+    desk.book.add_line(desk.line()._replace(status=status))
 
 
 # Issue
@@ -560,12 +559,35 @@ def test_entries_are_numbered_from_one_and_chained(desk: Desk) -> None:
     assert desk.line().head_hash == hashes[-1]
 
 
-@pytest.mark.parametrize(
-    "field", ["seq", "amount", "held", "balance_after", "held_after", "actor", "reason"]
-)
+@pytest.mark.parametrize("field", [name for name in Entry._fields if name != "hash"])
 def test_an_entry_s_hash_covers_what_it_says(desk: Desk, field: str) -> None:
     (entry,) = desk.entries
-    changed = replace(entry, **{field: "other" if field in ("actor", "reason") else -1})
+    other = NOON + timedelta(days=1) if field == "created_at" else "other"
+    changed = entry._replace(**{field: other})
 
     assert entry_hash(entry) == entry.hash
     assert entry_hash(changed) != entry.hash
+
+
+def test_an_entry_s_hash_is_what_it_was_in_earlier_versions() -> None:
+    """Journals outlive versions: any other order or form of the fields would make all of them wrong."""
+    entry = Entry(
+        line_id="cl_1",
+        seq=2,
+        kind=EntryKind.DEDUCTED,
+        amount=-300,
+        held=-400,
+        balance_after=700,
+        held_after=50,
+        created_at=datetime(2026, 11, 27, 12, tzinfo=UTC),
+        actor="digital-river",
+        hold_id="hold_1",
+        deduction_id="ded_1",
+        event_id="evt_1",
+        reason="caf\u00e9",
+        idempotency_key="key_1",
+        previous_hash="0" * 64,
+        hash="",
+    )
+
+    assert entry_hash(entry) == "a1d6bf57befe17c837b2a1ca98af0c40260f30b2b36bacbdc7ae0e7230311696"

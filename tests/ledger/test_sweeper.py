@@ -204,7 +204,7 @@ def hold_much(connection: Connection, holds: int) -> Line:
         desk.book.apply(change)
         desk.book.open_holds.clear()  # No rule needs them here, and each would look through all.
         changes.append(change)
-    bulk.write(connection, store.changed(changes, NOON))
+    bulk.write(connection, store.changed(changes, {}, NOON))
     return desk.line()
 
 

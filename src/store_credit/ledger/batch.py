@@ -22,6 +22,7 @@ class Batch:
     def __init__(self, book: Book, claimed: dict[str, Claimed], now: datetime, policy: Policy) -> None:
         self.changes: list[Change] = []
         self._book = book
+        self._before = dict(book.lines)
         self._claimed = claimed
         self._now = now
         self._policy = policy
@@ -38,7 +39,8 @@ class Batch:
 
     def records(self, marker: Record) -> Iterator[Record]:
         """The rows to write, the batch's marker the last of them."""
-        made, changed = store.claimed(self._made, self._now), store.changed(self.changes, self._now)
+        made = store.claimed(self._made, self._now)
+        changed = store.changed(self.changes, self._before, self._now)
         return chain(made, changed, self._records, (marker,))
 
     def _decide(self, work: Work) -> Result | Exception:

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(NamedTuple):
     """Who or what caused a change, as the journal will tell it."""
 
     actor: str
@@ -46,8 +45,7 @@ class Issue:
     metadata: dict[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Authorize:
+class Authorize(NamedTuple):
     """May this session use this much of this credit line? Opens or replaces the session's hold."""
 
     upstream_id: str
@@ -59,16 +57,14 @@ class Authorize:
     session_upstream_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """The credit was taken off again, by a session that is not named."""
 
     upstream_id: str
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class Deduct:
+class Deduct(NamedTuple):
     """An order spent credit: booked once per `source_id`, for ever."""
 
     source_id: str
@@ -88,8 +84,7 @@ class Deduct:
     another line moves to this one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One cancel or refund that is complete. Digital River leaves out the id in some payloads."""
 
     id: str | None
@@ -97,8 +92,7 @@ class Part:
     charge_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CancelledCharge:
+class CancelledCharge(NamedTuple):
     """One of a source's charges that was cancelled: all of it came back but what was captured."""
 
     id: str
@@ -106,8 +100,7 @@ class CancelledCharge:
     captured: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
+class Return(NamedTuple):
     """What was cancelled and refunded so far of one source, as far as one payload tells.
 
     Payloads are cumulative or partial, repeated and out of order; only the increase is booked.
@@ -132,8 +125,7 @@ class Return:
     """Opaque to the ledger: handed back by the deduction that a parked return waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adjust:
+class Adjust(NamedTuple):
     """Correct a line's balance by a signed amount; needs a reason."""
 
     line_id: str
@@ -142,8 +134,7 @@ class Adjust:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class SetStatus:
+class SetStatus(NamedTuple):
     """Suspend, resume, close or reopen a line."""
 
     line_id: str
@@ -151,8 +142,7 @@ class SetStatus:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class SetExpiry:
+class SetExpiry(NamedTuple):
     """Change when a line expires; None means never."""
 
     line_id: str
@@ -160,8 +150,7 @@ class SetExpiry:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class SetFlag:
+class SetFlag(NamedTuple):
     """Mark a line for an operator, or take the mark off."""
 
     line_id: str
@@ -170,8 +159,7 @@ class SetFlag:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class Describe:
+class Describe(NamedTuple):
     """Change what a line is called and how it is shown; figures stay."""
 
     line_id: str
@@ -180,8 +168,7 @@ class Describe:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseHolds:
+class ReleaseHolds(NamedTuple):
     """End holds by name: one hold, or all that a session has open."""
 
     holds: tuple[str, ...]
@@ -191,8 +178,7 @@ class ReleaseHolds:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """Release what is past its time on a line that nobody else touches."""
 
     line_id: str

@@ -6,7 +6,6 @@ SQL, no clock.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from store_credit.ledger import journal
@@ -99,7 +98,7 @@ class Draft:
         return self.close_hold(hold, state, deduction_id)
 
     def close_hold(self, hold: Hold, state: HoldState, deduction_id: str | None = None) -> Hold:
-        ended = replace(hold, state=state, ended_at=self.now, deduction_id=deduction_id)
+        ended = hold._replace(state=state, ended_at=self.now, deduction_id=deduction_id)
         self._ended.add(hold.id)
         self.holds.append(ended)
         return ended
@@ -127,7 +126,7 @@ class Draft:
             self.flag(Flag.RETURN_TO_CLOSED)
         elif self.line.expires_at is not None and grace and self.line.expires_at < self.now + grace:
             until = self.now + grace
-            self.line = replace(self.line, expires_at=until)
+            self.line = self.line._replace(expires_at=until)
             return "; ".join(part for part in (reason, f"usable until {until:%Y-%m-%d %H:%M} UTC") if part)
         return reason
 
@@ -152,14 +151,14 @@ class Draft:
     def caused_by(self, event_id: str | None) -> None:
         """The entries that follow are owed to another event."""
         if event_id is not None:
-            self._cause = replace(self._cause, event_id=event_id)
+            self._cause = self._cause._replace(event_id=event_id)
 
     def flag_if_overdrawn(self) -> None:
         if self.unheld < 0 or self.line.balance < 0:
             self.flag(Flag.OVERDRAWN)
 
     def flag(self, flag: Flag) -> None:
-        self.line = replace(self.line, flags=self.line.flags | {flag})
+        self.line = self.line._replace(flags=self.line.flags | {flag})
 
     @property
     def _is_changed(self) -> bool:

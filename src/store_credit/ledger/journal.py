@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 from store_credit.ledger.commands import Cause
 from store_credit.ledger.state import Entry, EntryKind, Line
@@ -19,26 +17,7 @@ from store_credit.ledger.state import Entry, EntryKind, Line
 FIRST_HASH = "0" * 64
 """The previous hash of a line's first entry."""
 
-HASHED = (
-    "previous_hash",
-    "line_id",
-    "seq",
-    "kind",
-    "amount",
-    "held",
-    "balance_after",
-    "held_after",
-    "created_at",
-    "actor",
-    "hold_id",
-    "deduction_id",
-    "event_id",
-    "reason",
-    "idempotency_key",
-)
-"""The fields of an entry in the order in which they are hashed."""
-
-_TIME = HASHED.index("created_at")
+_TIME = Entry._fields.index("created_at")
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _WRITE_OFFS = frozenset({EntryKind.EXPIRED, EntryKind.VOIDED, EntryKind.WRITE_OFF_REVERSED})
 
@@ -61,26 +40,26 @@ def post(
     """
     balance_after, held_after = line.balance + amount, line.held + held
     assert held_after >= 0, "a hold can not be released twice"
-    told: dict[str, Any] = {
-        "line_id": line.id,
-        "seq": line.seq + 1,
-        "kind": kind,
-        "amount": amount,
-        "held": held,
-        "balance_after": balance_after,
-        "held_after": held_after,
-        "created_at": at,
-        "actor": cause.actor,
-        "previous_hash": line.head_hash,
-        "hold_id": hold_id,
-        "deduction_id": deduction_id,
-        "event_id": cause.event_id,
-        "reason": reason if reason is not None else cause.reason,
-        "idempotency_key": cause.idempotency_key,
-    }
-    entry = Entry(**told, hash=_digest(told))
-    after = replace(
-        line,
+    told = Entry(
+        previous_hash=line.head_hash,
+        line_id=line.id,
+        seq=line.seq + 1,
+        kind=kind,
+        amount=amount,
+        held=held,
+        balance_after=balance_after,
+        held_after=held_after,
+        created_at=at,
+        actor=cause.actor,
+        hold_id=hold_id,
+        deduction_id=deduction_id,
+        event_id=cause.event_id,
+        reason=reason if reason is not None else cause.reason,
+        idempotency_key=cause.idempotency_key,
+        hash="",
+    )
+    entry = told._replace(hash=entry_hash(told))
+    after = line._replace(
         balance=balance_after,
         held=held_after,
         written_off=line.written_off + written_off_by(kind, amount),
@@ -98,16 +77,12 @@ def written_off_by(kind: EntryKind, amount: int) -> int:
 
 def entry_hash(entry: Entry) -> str:
     """SHA-256, in hex, of the previous hash and every field of the entry, in a fixed order."""
-    return _digest({name: getattr(entry, name) for name in HASHED})
+    fields = [*entry[:-1]]
+    fields[_TIME] = _time_text(entry.created_at)
+    return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()
 
 
 @lru_cache(maxsize=1_024)
 def _time_text(at: datetime) -> str:
     """Most entries of a batch tell the same time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _digest(told: dict[str, Any]) -> str:
-    fields = [told[name] for name in HASHED]
-    fields[_TIME] = _time_text(told["created_at"])
-    return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()

@@ -6,7 +6,6 @@ hold is a promise, and none of these rules cuts one short but the release that a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -99,7 +98,7 @@ def set_status(book: Book, command: SetStatus, now: datetime) -> Change:
     if command.action == "close":
         _void(draft)
     status, kind = _TO[command.action]
-    draft.line = replace(draft.line, status=status)
+    draft.line = draft.line._replace(status=status)
     draft.post(kind)
     draft.write_off()
     return draft.change(Reason.CHANGED)
@@ -117,7 +116,7 @@ def set_expiry(book: Book, command: SetExpiry, now: datetime) -> Change:
         raise OutOfRange("The expiry must be in the future.", "expiresTime")
     if command.expires_at == draft.line.expires_at:
         return draft.change(Reason.CHANGED)
-    draft.line = replace(draft.line, expires_at=command.expires_at)
+    draft.line = draft.line._replace(expires_at=command.expires_at)
     until = f"{command.expires_at:%Y-%m-%d %H:%M:%S} UTC" if command.expires_at else "never"
     draft.post(EntryKind.EXPIRY_SET, reason=_and(command.cause.reason, f"expires {until}"))
     return draft.change(Reason.CHANGED)
@@ -131,7 +130,7 @@ def set_flag(book: Book, command: SetFlag, now: datetime) -> Change:
     if (command.flag in draft.line.flags) == command.raised:
         return draft.change(Reason.CHANGED)
     changed = draft.line.flags | {command.flag} if command.raised else draft.line.flags - {command.flag}
-    draft.line = replace(draft.line, flags=frozenset(changed))
+    draft.line = draft.line._replace(flags=frozenset(changed))
     kind = EntryKind.FLAGGED if command.raised else EntryKind.FLAG_CLEARED
     draft.post(kind, reason=_and(command.flag, command.cause.reason))
     return draft.change(Reason.CHANGED)
@@ -142,9 +141,9 @@ def describe(book: Book, command: Describe, now: datetime) -> Change:
     draft = _draft(book, command, now)
     if "allow_partial" in command.changes:
         allowed: Any = command.changes["allow_partial"]
-        draft.line = replace(draft.line, allow_partial=allowed)
+        draft.line = draft.line._replace(allow_partial=allowed)
     draft.post(EntryKind.DESCRIBED, reason=_and(command.cause.reason, ", ".join(command.changes)))
-    return replace(draft.change(Reason.CHANGED), described=command)
+    return draft.change(Reason.CHANGED)._replace(described=command)
 
 
 def release_holds(book: Book, command: ReleaseHolds, now: datetime) -> Change:
@@ -155,8 +154,8 @@ def release_holds(book: Book, command: ReleaseHolds, now: datetime) -> Change:
             whole = _release_on(book, line_id, command, now).beside(whole)
     named = tuple(hold for hold in whole.holds if hold.id in command.holds)
     if not any(hold.state == HoldState.RELEASED for hold in named):
-        return replace(whole, outcome=nothing.outcome)
-    return replace(whole, outcome=replace(whole.outcome, ended=named))
+        return whole._replace(outcome=nothing.outcome)
+    return whole._replace(outcome=whole.outcome._replace(ended=named))
 
 
 def _release_on(book: Book, line_id: str, command: ReleaseHolds, now: datetime) -> Change:

@@ -48,7 +48,7 @@ def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change
         assert isinstance(amount, Outcome)
         before = told or Source(command.source_id)
         unmatched = replace(before, order_id=before.order_id or command.order_id, unmatched=True)
-        return Change(replace(amount, at=now), sources=(unmatched,) if unmatched != before else ())
+        return Change(amount._replace(at=now), sources=(unmatched,) if unmatched != before else ())
     draft = Draft(book, line, now, command.cause)
     draft.settle()
     deduction, hold = _deduct_new(draft, command, amount)
@@ -59,9 +59,9 @@ def deduct(book: Book, command: Deduct, now: datetime, policy: Policy) -> Change
         return draft.change(Reason.DEDUCTED, hold=hold, deduction=deduction)
     returned = returns.unpark(draft, deduction, told, policy)
     draft.write_off()
-    change = draft.change(Reason.DEDUCTED, hold=hold, deduction=replace(deduction, returned=returned))
-    outcome = replace(change.outcome, returned=returned, unparked=told.references, awaited=told.unmatched)
-    return replace(change, outcome=outcome)
+    change = draft.change(Reason.DEDUCTED, hold=hold, deduction=deduction._replace(returned=returned))
+    outcome = change.outcome._replace(returned=returned, unparked=told.references, awaited=told.unmatched)
+    return change._replace(outcome=outcome)
 
 
 def _move(book: Book, command: Deduct, now: datetime, known: Deduction, policy: Policy) -> Change:
@@ -84,7 +84,7 @@ def _move(book: Book, command: Deduct, now: datetime, known: Deduction, policy: 
     arrived.move_in(known, origin.id)
     arrived.flag_if_overdrawn()
     arrived.write_off()
-    moved = replace(known, line_id=target.id, session_id=known.session_id or command.session_id)
+    moved = known._replace(line_id=target.id, session_id=known.session_id or command.session_id)
     arrived.put_deduction(moved)
     change = arrived.change(Reason.REASSIGNED, hold=hold, deduction=moved)
     return change.beside(left.change(Reason.REASSIGNED))
@@ -169,7 +169,7 @@ def _deduct_again(book: Book, command: Deduct, now: datetime, known: Deduction) 
         draft.end_hold(hold, HoldState.CONSUMED, deduction_id=known.id)
         draft.write_off()
     if known.session_id is None and command.session_id is not None:
-        known = replace(known, session_id=command.session_id)
+        known = known._replace(session_id=command.session_id)
         draft.put_deduction(known)
     return draft.change(Reason.ALREADY_DEDUCTED, hold=hold, deduction=known)
 

@@ -34,7 +34,7 @@ def give_back(book: Book, command: Return, now: datetime, policy: Policy) -> Cha
     before = book.sources.get(command.source_id) or Source(command.source_id)
     told = _told(command, line, before)
     if isinstance(told, Outcome):
-        return Change(replace(told, at=now))
+        return Change(told._replace(at=now))
     after = _merged(before, told, command)
     if deduction is None or line is None:
         return _park(before, after, command, now)
@@ -143,6 +143,6 @@ def _book_return(
 ) -> Deduction:
     reason = draft.welcome_back(policy.return_grace, what)
     draft.post(EntryKind.RETURNED, amount=amount, deduction_id=deduction.id, reason=reason)
-    returned = replace(deduction, returned=deduction.returned + amount)
+    returned = deduction._replace(returned=deduction.returned + amount)
     draft.put_deduction(returned)
     return returned

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from datetime import datetime
-from functools import cache
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from store_credit.bulk import Row
 from store_credit.ledger.commands import Describe, Issue
@@ -15,10 +13,6 @@ from store_credit.ledger.offers import Offer
 from store_credit.ledger.sources import Returned, Source
 from store_credit.ledger.state import Hold, HoldState, Line, LineStatus
 from store_credit.metadata import upstream_key
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 
 _SOURCE_FACTS = frozenset(field.name for field in fields(Source))
 
@@ -44,7 +38,7 @@ def read_source(source_id: str, told: str, order_id: str | None, parked_at: date
 
 
 def new_line_row(line: Line, issue: Issue, now: datetime) -> Row:
-    return line_row(line, now) | {
+    opened = {
         "upstream_id": line.upstream_id,
         "upstream_key": upstream_key(line.upstream_id),
         "customer_id": issue.customer_id,
@@ -55,22 +49,31 @@ def new_line_row(line: Line, issue: Issue, now: datetime) -> Row:
         "metadata": json.dumps(issue.metadata),
         "created_at": now,
     }
+    return figures_row(line, now) | terms_row(line) | opened
 
 
-def line_row(line: Line, now: datetime) -> Row:
+def figures_row(line: Line, now: datetime) -> Row:
+    """What most commands change."""
     return {
         "id": line.id,
-        "status": line.status,
         "balance": line.balance,
         "held": line.held,
         "written_off": line.written_off,
         "seq": line.seq,
         "head_hash": line.head_hash,
-        "allow_partial": line.allow_partial,
-        "expires_at": line.expires_at,
         "due_at": _due_at(line, now),
         "flags": ",".join(sorted(line.flags)),
         "last_entry_at": line.last_entry_at,
+    }
+
+
+def terms_row(line: Line) -> Row:
+    """What decides about new holds, which hardly ever changes: to name a column renews its indexes."""
+    return {
+        "id": line.id,
+        "status": line.status,
+        "allow_partial": line.allow_partial,
+        "expires_at": line.expires_at,
     }
 
 
@@ -82,7 +85,7 @@ def described_row(command: Describe) -> Row:
 
 
 def hold_row(held: Hold) -> Row:
-    return plain_row(held) | {"upstream_key": upstream_key(held.upstream_id)}
+    return held._asdict() | {"upstream_key": upstream_key(held.upstream_id)}
 
 
 def source_row(told: Source) -> Row:
@@ -102,17 +105,6 @@ def new_source_row(source_id: str) -> Row:
 
 def used_offer_row(used: Offer) -> Row:
     return {"upstream_id": used.upstream_id, "session_id": used.session_id, "spent_at": used.spent_at}
-
-
-def plain_row(value: DataclassInstance) -> Row:
-    names, values = _fields(type(value))
-    return dict(zip(names, values(value), strict=True))
-
-
-@cache
-def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
-    names = tuple(field.name for field in fields(kind))
-    return names, attrgetter(*names)
 
 
 def _due_at(line: Line, now: datetime) -> datetime | None:

@@ -88,7 +88,7 @@ def issue(book: Book, command: Issue, now: datetime) -> Change:
     )
     draft = Draft(book, new, now, command.cause)
     draft.post(EntryKind.ISSUED, amount=command.amount_minor)
-    return replace(draft.change(Reason.ISSUED), opened=command)
+    return draft.change(Reason.ISSUED)._replace(opened=command)
 
 
 def authorize(book: Book, command: Authorize, now: datetime, policy: Policy) -> Change:
@@ -151,7 +151,7 @@ def settle(book: Book, command: Settle, now: datetime) -> Change:
     draft.settle()
     change = draft.change(Reason.SETTLED)
     # An expired line without anything to write off is kept anew too: so the sweeper's mark goes.
-    return replace(change, lines=(draft.line,)) if draft.line.is_expired(draft.now) else change
+    return change._replace(lines=(draft.line,)) if draft.line.is_expired(draft.now) else change
 
 
 def _blocked(draft: Draft) -> Reason | None:

@@ -1,13 +1,16 @@
 """What the rules decide upon, and what they answer: immutable values, no SQL, no clock.
 
 Amounts are integers in the minor unit of the line's currency; times are aware and in UTC.
+
+They are named tuples, as each request makes some ten of them: a frozen dataclass takes six times as long to
+make, and three times as long to make anew with other values.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from store_credit.ledger.commands import Describe, Issue
 from store_credit.ledger.offers import Offer
@@ -67,8 +70,7 @@ HoldKey = tuple[str, str]
 """Session id and upstream id as asked: at most one open hold each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A credit line's figures: the sums of its journal, and what decides about new holds."""
 
     id: str
@@ -102,8 +104,7 @@ class Line:
         return max(0, self.unheld)
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Credit promised to one checkout session."""
 
     id: str
@@ -123,8 +124,7 @@ class Hold:
         return (self.session_id, self.upstream_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Deduction:
+class Deduction(NamedTuple):
     """Credit spent on one order."""
 
     id: str
@@ -138,10 +138,13 @@ class Deduction:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of the journal. `amount` and `held` are signed changes."""
+class Entry(NamedTuple):
+    """One row of the journal. `amount` and `held` are signed changes.
 
+    The hash is of all fields before it, in this order.
+    """
+
+    previous_hash: str
     line_id: str
     seq: int
     kind: EntryKind
@@ -151,13 +154,12 @@ class Entry:
     held_after: int
     created_at: datetime
     actor: str
-    previous_hash: str
+    hold_id: str | None
+    deduction_id: str | None
+    event_id: str | None
+    reason: str | None
+    idempotency_key: str | None
     hash: str
-    hold_id: str | None = None
-    deduction_id: str | None = None
-    event_id: str | None = None
-    reason: str | None = None
-    idempotency_key: str | None = None
 
 
 class Reason(StrEnum):
@@ -196,8 +198,7 @@ class Reason(StrEnum):
     SETTLED = "settled"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a rule decided. After COMMIT, and only then, it reaches the caller."""
 
     reason: Reason
@@ -218,8 +219,7 @@ class Outcome:
     """An order named this source before, when its line was not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A rule's whole effect: the new versions of what it touched, its entries, its outcome."""
 
     outcome: Outcome
@@ -236,8 +236,7 @@ class Change:
 
     def beside(self, other: Change) -> Change:
         """This change together with another of the same command."""
-        return replace(
-            self,
+        return self._replace(
             outcome=self.outcome if self.outcome.accepted else other.outcome,
             lines=(*other.lines, *self.lines),
             holds=(*other.holds, *self.holds),

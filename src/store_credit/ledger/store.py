@@ -6,10 +6,9 @@ read after that: no deadlocks, also across processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, any_, func, literal_column, select
 
@@ -20,20 +19,21 @@ from store_credit.ledger.needs import Needs
 from store_credit.ledger.offers import PREFIX, Offer
 from store_credit.ledger.rows import (
     described_row,
+    figures_row,
     hold_row,
-    line_row,
     new_line_row,
-    plain_row,
     read_hold,
     read_line,
     read_source,
     source_row,
+    terms_row,
     used_offer_row,
 )
 from store_credit.ledger.state import (
     Change,
     Deduction,
     HoldState,
+    Line,
 )
 from store_credit.ledger.statements import (
     CLAIM_BATCH,
@@ -70,8 +70,7 @@ HOLDS_PER_LINE = 20
 """Holds that the sweeper looks at for each line that it wants."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """Something that was claimed once, and the answer it got."""
 
     key: str
@@ -215,11 +214,14 @@ def claims(connection: Connection, keys: Sequence[str]) -> dict[str, Claimed]:
     return {row[0]: Claimed(*row) for row in CLAIMS.rows(connection, keys=list(keys))}
 
 
-def changed(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
-    """The rows that keep what the rules decided: of everything its newest version, and all entries."""
-    yield from _changed_lines(changes, now)
+def changed(changes: Sequence[Change], before: Mapping[str, Line], now: datetime) -> Iterator[Record]:
+    """The rows that keep what the rules decided: of everything its newest version, and all entries.
+
+    `before` has the lines as they were loaded, by id.
+    """
+    yield from _changed_lines(changes, before, now)
     for spent in {one.id: one for change in changes for one in change.deductions}.values():
-        yield deduction, plain_row(spent), "replace"
+        yield deduction, spent._asdict(), "replace"
     for held in {one.id: one for change in changes for one in change.holds}.values():
         yield hold, hold_row(held), "replace"
     for told in {one.id: one for change in changes for one in change.sources}.values():
@@ -228,7 +230,7 @@ def changed(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
         yield offer, used_offer_row(used), "update"
     for change in changes:
         for entry in change.entries:
-            yield ledger_entry, plain_row(entry), "refuse"
+            yield ledger_entry, entry._asdict(), "refuse"
     descriptions: dict[str, Row] = {}
     for command in [change.described for change in changes if change.described is not None]:
         descriptions[command.line_id] = descriptions.get(command.line_id, {}) | described_row(command)
@@ -236,21 +238,26 @@ def changed(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
         yield credit_line, row, "update"
 
 
-def _changed_lines(changes: Sequence[Change], now: datetime) -> Iterator[Record]:
+def _changed_lines(
+    changes: Sequence[Change], before: Mapping[str, Line], now: datetime
+) -> Iterator[Record]:
     lines = {line.id: line for change in changes for line in change.lines}
     opened = {change.opened.line_id: change.opened for change in changes if change.opened}
     new = [new_line_row(lines[line_id], issue, now) for line_id, issue in opened.items()]
     for row in sorted(new, key=lambda row: row["upstream_key"]):
         yield credit_line, row, "refuse"
-    for line in lines.values():
-        if line.id not in opened:
-            yield credit_line, line_row(line, now), "update"
+    old = [line for line in lines.values() if line.id not in opened]
+    for line in old:
+        yield credit_line, figures_row(line, now), "update"
+    for line in old:
+        if (terms := terms_row(line)) != terms_row(before[line.id]):
+            yield credit_line, terms, "update"
 
 
 def claimed(made: Iterable[Claimed], now: datetime) -> Iterator[Record]:
     """New claims, in one order everywhere. One that another process made meanwhile fails the batch."""
     for new in sorted(made, key=lambda new: new.key):
-        yield claim, plain_row(new) | {"created_at": now}, "refuse"
+        yield claim, new._asdict() | {"created_at": now}, "refuse"
 
 
 def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[str], bool]:

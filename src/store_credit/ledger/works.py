@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from store_credit.bulk import Record
 from store_credit.ledger.commands import Command
@@ -17,8 +18,7 @@ from store_credit.ledger.state import Outcome
 LATE = "The ledger did not answer in time; what was under way may still take effect. Ask again."
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of a work: an outcome for each of its commands, or the answer to an earlier claim."""
 
     outcomes: tuple[Outcome, ...]
@@ -36,8 +36,7 @@ class Claim:
     """The answer to keep, for the first time that the key is claimed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Commands that happen together or not at all, with what goes along in the same transaction."""
 
     commands: tuple[Command, ...]

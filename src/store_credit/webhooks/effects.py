@@ -140,7 +140,7 @@ def _is_chosen(step: Step, before: Sequence[Effect], to: Assignment) -> bool:
 
 def _on_line(step: Step, to: Assignment) -> Step:
     assert isinstance(step.command, Deduct)
-    return replace(step, command=replace(step.command, line_id=to.line_id))
+    return replace(step, command=step.command._replace(line_id=to.line_id))
 
 
 def _too_many(event: Event) -> Effect:
