@@ -347,6 +347,13 @@ def test_compose_migrates_once_before_it_serves(services: dict[str, Any]) -> Non
     assert migrate["environment"][url] == service["environment"][url]
 
 
+def test_compose_takes_another_database_after_a_restore(services: dict[str, Any]) -> None:
+    database = services["database"]["environment"]
+    url = services["service"]["environment"][f"{PREFIX}DATABASE_URL"]
+    place = f"postgresql://{database['POSTGRES_USER']}@database"
+    assert url == f"{place}/${{DATABASE_NAME:-{database['POSTGRES_DB']}}}"
+
+
 def test_compose_waits_for_the_database_that_stays(services: dict[str, Any]) -> None:
     """While it is being set up, PostgreSQL runs for a moment without listening to the network."""
     check = services["database"]["healthcheck"]["test"]

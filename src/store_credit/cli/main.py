@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from store_credit import __version__, credentials, schema
-from store_credit.cli import backup, events, exchange, keeping, lines, period, reports, serve
+from store_credit.cli import backup, decisions, events, exchange, keeping, lines, period, reports, serve
 from store_credit.cli.audit import audit_books
 from store_credit.cli.session import (
     Session,
@@ -40,6 +40,7 @@ credentials_app = typer.Typer(help="Who may call the service.", no_args_is_help=
 lines.app.add_typer(keeping.app)
 lines.app.add_typer(period.app)
 app.add_typer(lines.app, name="lines")
+app.command("decisions")(decisions.list_decisions)
 app.add_typer(events.app, name="events")
 app.add_typer(exchange.export_app, name="export")
 app.command("import")(exchange.import_lines)

@@ -57,7 +57,7 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
     entries = [dict(row) for row in connection.execute(newest).mappings()][::-1]
     is_open = (hold.c.line_id == line_id, hold.c.state == HoldState.OPEN.value, hold.c.expires_at > now)
     open_holds = select(hold).where(*is_open).order_by(hold.c.expires_at).limit(OPEN_HOLDS_SHOWN + 1)
-    answers, more = decisions(connection, DecisionFilter(line_id=line_id), Page(DECISIONS_SHOWN))
+    newest_answers, more = decisions(connection, DecisionFilter(line_id=line_id), Page(DECISIONS_SHOWN))
     return Story(
         line=line,
         at=now,
@@ -65,7 +65,7 @@ def tell(connection: Connection, name: str, now: datetime, entries_max: int) -> 
         holds=_by_id(connection, hold, {row["hold_id"] for row in entries}),
         deductions=_by_id(connection, deduction, {row["deduction_id"] for row in entries}),
         open_holds=[dict(row) for row in connection.execute(open_holds).mappings()],
-        decisions=[dict(row) for row in answers],
+        decisions=[dict(row) for row in newest_answers],
         has_more_decisions=more,
     )
 
@@ -87,7 +87,7 @@ def print_statement(console: Console, story: Story) -> None:
     if story.decisions:
         more = " [dim](there are earlier ones)[/]" if story.has_more_decisions else ""
         console.print("\n[bold]Last answers to Digital River[/]" + more)
-        console.print(_answers(story))
+        console.print(answers(story.decisions, of_one_line=True))
 
 
 def when(moment: datetime | None) -> str:
@@ -152,15 +152,18 @@ def _journal(story: Story) -> Table:
     return table
 
 
-def _answers(story: Story) -> Table:
-    table = _table("When (UTC)", "Asked", ">Amount", "Answer", "Session")
-    for row in story.decisions:
+def answers(found: Sequence[Row], *, of_one_line: bool) -> Table:
+    """Answers to Digital River, with the upstream ids that were asked for unless they are `of_one_line`."""
+    ids = [] if of_one_line else ["Upstream id"]
+    table = _table("When (UTC)", "Asked", ">Amount", "Answer", *ids, "Session")
+    for row in found:
         answer = row["reason"].replace("_", " ")
         table.add_row(
             when(row["created_at"]),
             row["kind"],
             row["asked"] or "",
             f"[green]{answer}[/]" if row["accepted"] else f"[yellow]{answer}[/]",
+            *(plain(row["upstream_id"]) for _ in ids),
             plain(row["session_id"] or ""),
         )
     return table
