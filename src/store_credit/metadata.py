@@ -53,6 +53,10 @@ def minted() -> String:
     return String(64).with_variant(String(64, collation="C"), "postgresql")
 
 
+@lru_cache(maxsize=1_024)
 def upstream_key(upstream_id: str) -> bytes:
-    """What upstream ids are indexed by: SHA-256, as 1,024 characters are too long for an index row."""
+    """What upstream ids are indexed by: SHA-256, as 1,024 characters are too long for an index row.
+
+    A request needs that of its id several times.
+    """
     return hashlib.sha256(upstream_id.encode()).digest()
