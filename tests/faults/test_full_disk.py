@@ -23,7 +23,7 @@ QUIET = {"LOG_LEVEL": "warning"}
 SECONDS_MAX = 8.0
 REFUSALS = 20
 DISK_BYTES = 64 * 1024**2
-"""Room for SQLite's log, up to some 33 MB, and for the database."""
+"""Room for SQLite's log, some 34 MB, and for the database."""
 
 
 def check_through(recorder: Recorder, database_url: str) -> None:
