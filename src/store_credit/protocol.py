@@ -47,8 +47,6 @@ PIPELINED_MAX = 100
 """Requests that may wait on one connection for the answers before theirs."""
 READ_AT_ONCE = 16 * 1024
 """The parser gets no more than this before the limits are looked at."""
-EXTRA_CONNECTIONS = 50
-"""So many are taken beyond their limit, to be told so, while nobody can be closed for them."""
 UNREAD_FACTOR = 6
 """How much longer a client may take to make room for an answer than to send a request."""
 
@@ -75,16 +73,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._service: Service = app_state["service"]
         chosen = self._service.settings
         self._client_seconds = chosen.client_timeout.total_seconds()
-        self._connections_max = chosen.connections
-        self._room = room_of(server_state)
+        self._room = room_of(server_state, chosen.connections)
         self._stage: Literal["idle", "head", "body"] = "idle"
         self._stage_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._framing_bytes = 0
         self._head_without_upgrade = b""
         self._answering: RequestResponseCycle | None = None
-        self._is_extra = False
-        """Whether there were too many connections when it was made."""
+        self._has_place = False
         self._is_refused = False
         self._last_words = b""
         self._turn_since = 0.0
@@ -94,9 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        extra = len(self.connections) - self._connections_max
-        if extra >= 0:
-            self._is_extra = not self._room.make(patient=extra < EXTRA_CONNECTIONS)
+        self._has_place = self._room.come(self)
         unread_seconds = self._client_seconds * UNREAD_FACTOR
         lingering = LingeringTransport(transport, self.loop, self._is_read, unread_seconds)
         super().connection_made(lingering)
@@ -216,11 +210,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED_MAX:
             problem = Problem("too_many_requests", "Too many requests wait on one connection.")
             raise TooManyRequests(problem, headers={"Retry-After": "1"})
-        if self._is_extra:
-            self._room.busy(self)
-            if len(self.connections) > self._connections_max and not self._room.make():
-                raise ServiceUnavailable.retry_after(1, "There are too many connections.")
-            self._is_extra = False
+        if not self._has_place:
+            self._has_place = self._room.find_place(self)
+        if not self._has_place:
+            raise ServiceUnavailable.retry_after(1, "There are too many connections.")
         super().on_headers_complete()
         self._enter("body")
         self._framing_bytes = 0

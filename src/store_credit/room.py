@@ -1,17 +1,21 @@
-"""Which connections can be closed to make room for others: those that wait for their clients or in vain."""
+"""Which connections have a place, and which can be closed for others: those that wait, or in vain.
+
+Only a connection with a place is served. Those beyond are taken for a while, to be told so: see `protocol`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from uvicorn.server import ServerState
 
+EXTRA_CONNECTIONS = 50
+"""So many may be without a place."""
 IDLE_SECONDS = 0.1
-"""A client from which nothing came for so long is not just about to send its request."""
+"""A client that has been waited for so long is not just about to send its request."""
 UNREAD_SECONDS = 2.0
 """A client that reads nothing for so long is not just slower than we are."""
 
@@ -22,29 +26,68 @@ class Closable(Protocol):
 
 
 class Room:
-    """The connections of one server that can be closed, those that have waited longest first."""
+    """The connections of one server."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._placed: set[Closable] = set()
+        self._extra: dict[Closable, None] = {}
+        """Those without a place, in the order in which they came."""
+        # Of those with a place, these can be closed, who waited longest first.
         self._idle: dict[Closable, float] = {}
         self._refused: dict[Closable, None] = {}
         self._unread: dict[Closable, float] = {}
 
+    def come(self, connection: Closable) -> bool:
+        """Take in a new connection. Returns whether it has a place.
+
+        When there are too many without, the oldest of them gets one at the cost of whoever waits for a
+        request, however short a time, or is closed.
+        """
+        self._extra[connection] = None
+        has_place = self.find_place(connection)
+        if len(self._extra) > EXTRA_CONNECTIONS:
+            oldest = next(iter(self._extra))
+            if self.find_place(oldest, patient=False):
+                self.wait_for_request(oldest)
+            else:
+                self._drop(oldest)
+        return has_place
+
+    def find_place(self, connection: Closable, *, patient: bool = True) -> bool:
+        """See to it that it has a place: a free one, or that of a connection that can be closed.
+
+        The `patient` spare those that have waited for a moment only. Returns whether it has one.
+        """
+        if connection in self._placed:
+            return True
+        if len(self._placed) >= self._places:
+            if (other := self._closable(IDLE_SECONDS if patient else 0)) is None:
+                return False
+            self._drop(other)
+        self._extra.pop(connection, None)
+        self._placed.add(connection)
+        return True
+
     def wait_for_request(self, connection: Closable) -> None:
         """From now on there is nothing to do but to wait for a request, or for the rest of one."""
         self.busy(connection)
-        self._idle[connection] = time.monotonic()
-
-    def wait_for_reader(self, connection: Closable) -> None:
-        """From now on there is no room for more of its answers, until its client reads some of them."""
-        self._unread[connection] = time.monotonic()
-
-    def read_again(self, connection: Closable) -> None:
-        self._unread.pop(connection, None)
+        if connection in self._placed:
+            self._idle[connection] = time.monotonic()
 
     def wait_for_turn(self, connection: Closable) -> None:
         """Its request is to be refused, once it is its turn."""
         self.busy(connection)
         self._refused[connection] = None
+
+    def wait_for_reader(self, connection: Closable) -> None:
+        """From now on there is no room for more of its answers, until its client reads some of them."""
+        self.read_again(connection)
+        if connection in self._placed:
+            self._unread[connection] = time.monotonic()
+
+    def read_again(self, connection: Closable) -> None:
+        self._unread.pop(connection, None)
 
     def busy(self, connection: Closable) -> None:
         """A request of it is being served."""
@@ -54,34 +97,32 @@ class Room:
     def forget(self, connection: Closable) -> None:
         self.busy(connection)
         self.read_again(connection)
+        self._placed.discard(connection)
+        self._extra.pop(connection, None)
 
-    def make(self, *, patient: bool = True) -> bool:
-        """Close a connection, if one can be: rather one without a request than one whose request is to be
-        refused, and rather that than one without a reader.
-
-        Returns whether one was closed. The `patient` spare those that have waited for a moment only.
-        """
+    def _closable(self, idle_seconds: float) -> Closable | None:
+        """Rather one without a request than one whose request is to be refused, and rather that than one
+        without a reader."""
         now = time.monotonic()
-        since = now - IDLE_SECONDS if patient else now
-        idle, unread = _longest(self._idle, since), _longest(self._unread, now - UNREAD_SECONDS)
-        longest = next(chain(idle, self._refused, unread), None)
-        if longest is None:
-            return False
-        self.forget(longest)
-        longest.drop()
-        return True
+        return (
+            _first(self._idle, now - idle_seconds)
+            or next(iter(self._refused), None)
+            or _first(self._unread, now - UNREAD_SECONDS)
+        )
+
+    def _drop(self, connection: Closable) -> None:
+        self.forget(connection)
+        connection.drop()
 
 
-def _longest(waiting: Mapping[Closable, float], since: float) -> Iterator[Closable]:
-    """The one that has waited longest, if it has since then. Those that came last are the last."""
-    for connection, at in waiting.items():
-        if at <= since:
-            yield connection
-        return
+def _first(waiting: Mapping[Closable, float], since: float) -> Closable | None:
+    """Who has waited longest, if they have since then. Those that came last are the last."""
+    connection, at = next(iter(waiting.items()), (None, since))
+    return connection if at <= since else None
 
 
 _rooms: WeakKeyDictionary[ServerState, Room] = WeakKeyDictionary()
 
 
-def room_of(server: ServerState) -> Room:
-    return _rooms.setdefault(server, Room())
+def room_of(server: ServerState, places: int) -> Room:
+    return _rooms.setdefault(server, Room(places))
