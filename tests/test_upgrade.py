@@ -195,7 +195,7 @@ def test_a_version_whose_schema_was_taken_away_says_so(postgresql_url: str, tmp_
 BEARABLE = (
     r"CREATE TABLE ",
     r"CREATE INDEX ",
-    r"DROP INDEX ",
+    r"DROP INDEX ix_hold_open_(line_id|expires_at|created_at)$",  # They are made anew.
     r"ALTER TABLE \S+ ADD COLUMN (?!.*NOT NULL)",
     r"ALTER TABLE \S+ ADD COLUMN .* DEFAULT .* NOT NULL",
     r"(SELECT|SET LOCAL|INSERT INTO|UPDATE) ",
@@ -221,6 +221,7 @@ def is_bearable(statement: str) -> bool:
         ("ALTER TABLE credit_line ADD CONSTRAINT ck_name CHECK (name <> '')", False),
         ("CREATE UNIQUE INDEX uq_name ON credit_line (name)", False),
         ("DROP TABLE offer", False),
+        ("DROP INDEX ix_hold_open_upstream_key", False),
     ],
 )
 def test_what_is_bearable(statement: str, bearable: bool) -> None:

@@ -14,7 +14,8 @@ from sqlalchemy.util import await_only
 
 from store_credit.database import Database, connect
 from store_credit.ledger import ledger as ledger_module
-from store_credit.ledger.commands import Command
+from store_credit.ledger import store
+from store_credit.ledger.commands import Command, Policy
 from store_credit.ledger.ledger import Claim, Ledger, Record
 from store_credit.ledger.refusals import AlreadyExists, KeyReused, Refusal, Unavailable
 from store_credit.ledger.state import Outcome, Reason
@@ -730,6 +731,26 @@ async def test_holds_past_their_time_do_not_hide_that_there_are_several(
 
     assert await reasons(ledger, release()) == [Reason.SEVERAL_HOLDS]
     assert await figures(database) == (100_00, 2_00)
+
+
+async def test_a_clock_that_jumps_back_does_not_hide_that_there_are_several(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule goes by the line's last entry, which is later than what the statement is asked with."""
+    monkeypatch.setattr(store, "DUE_HOLDS_MAX", 2)
+    short, lasting = (Ledger(database, Policy(ttl), clock=clock) for ttl in (HOUR, DAY))
+    await short.execute(issue(100_00))
+    for name in "abcd":
+        await short.execute(authorize("1", name))
+    for name in "ef":
+        await lasting.execute(authorize("1", name))
+    clock.advance(2 * HOUR)
+    await lasting.execute(authorize("1", "e"))
+    clock.advance(-HOUR * 1.5)
+
+    assert await reasons(short, release()) == [Reason.SEVERAL_HOLDS]
+    for ledger in (short, lasting):
+        await ledger.close()
 
 
 @pytest.mark.parametrize("past", [1, 3, 10])

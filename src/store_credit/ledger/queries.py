@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -38,6 +38,8 @@ SPENDABLE_MAX = 100
 IS_OPEN = hold.c.state == HoldState.OPEN.value
 HAS_ENDED = hold.c.state != literal_column(f"'{HoldState.OPEN.value}'")
 """In the words of the indexes of the holds that ended."""
+
+LATEST = datetime.max.replace(tzinfo=UTC)
 
 EXPIRED = "expired"
 """The status shown for an active line past its expiry."""
@@ -128,11 +130,11 @@ def all_holds(
     """Holds of all lines with their currencies, newest first."""
     statement = select(hold, credit_line.c.currency).join(credit_line, credit_line.c.id == hold.c.line_id)
     # An index has the holds of each state by age: a page of each, and of these the page that is wanted.
+    # That of the open ones serves only who names the time.
+    opened = hold.c.created_at <= (wanted.opened_until or LATEST)
     pages = []
     for condition in _in_state(wanted.state, now):
-        of_state = select(hold.c.id).where(condition)
-        if wanted.opened_until is not None:
-            of_state = of_state.where(hold.c.created_at <= wanted.opened_until)
+        of_state = select(hold.c.id).where(condition, opened)
         pages.append(select(cut(of_state, hold.c.id, page, by=hold.c.created_at).subquery().c.id))
     statement = statement.where(hold.c.id.in_(union_all(*pages)))
     rows, more = paged(connection, statement, hold.c.id, page, by=hold.c.created_at)

@@ -128,9 +128,9 @@ _HOLD = [
 ]
 """In the order of the fields of `state.Hold`; an open hold has no more."""
 
-# A new database does not know its tables' sizes yet, and PostgreSQL then takes any index of the open holds
-# for a short one. So the statements below leave it no index but the right one: they name rows by equality,
-# one after the other, or hide by "IS TRUE" that only open holds are meant.
+# A new database does not know its tables' sizes yet, and one that was analysed in a quiet hour believes
+# that no hold is open: PostgreSQL then takes any index of the open holds for a short one. So each serves
+# only who names its first column (see `tables`), and "IS TRUE" hides that of an index that would be wrong.
 
 DUE_HOLDS = Query(
     f"SELECT {_names(_HOLD)} FROM hold"
@@ -163,10 +163,8 @@ OFFERS = Query(
 )
 
 SESSION_HOLDS = Query(
-    # In an order that only the right index has.
     "SELECT held.* FROM unnest(:session_ids) AS named (session_id) CROSS JOIN LATERAL"
-    f" (SELECT {_names(_HOLD)} FROM hold WHERE state = 'open' AND session_id = named.session_id"
-    " ORDER BY upstream_key) AS held",
+    f" (SELECT {_names(_HOLD)} FROM hold WHERE state = 'open' AND session_id = named.session_id) AS held",
     _HOLD,
     {"session_ids": "text"},
     sqlite=f"SELECT {_names(_HOLD)} FROM hold"
@@ -184,11 +182,11 @@ _OF_NAMED_LINE = (
 
 RELEASED_HOLDS = Query(
     f"SELECT held.* FROM unnest(:keys, :ids) AS named (key, upstream_id){_OF_NAMED_LINE}"
-    " AND (expires_at > :now) IS TRUE ORDER BY expires_at LIMIT :most) AS held",
+    " AND (expires_at > :now) IS TRUE ORDER BY expires_at DESC LIMIT :most) AS held",
     _HOLD,
     {"keys": "bytea", "ids": "text"},
     sqlite=f"SELECT {_names(_HOLD)} FROM"
-    " (SELECT hold.*, row_number() OVER (PARTITION BY upstream_key ORDER BY expires_at) AS place"
+    " (SELECT hold.*, row_number() OVER (PARTITION BY upstream_key ORDER BY expires_at DESC) AS place"
     " FROM hold WHERE state = 'open' AND expires_at > :now AND upstream_key = ANY(:keys)"
     " AND line_id IN (SELECT id FROM credit_line WHERE upstream_key = ANY(:keys) UNION ALL SELECT line_id"
     " FROM offer WHERE upstream_id IN (SELECT value FROM json_each(:ids)))"
@@ -240,7 +238,6 @@ READ_LINES = Query("SELECT * FROM line", [*_LINE, null()])
 _LATEST = f"greatest({NOW}, (SELECT max(last_entry_at) FROM line))"
 
 DUE_HOLDS_AT_ONCE = Query(
-    # In an order that only the right index has.
     f"SELECT due.* FROM line CROSS JOIN LATERAL (SELECT {_names(_HOLD)} FROM hold WHERE state = 'open'"
     f" AND line_id = line.id AND expires_at <= {_LATEST} ORDER BY expires_at LIMIT :most) AS due",
     _HOLD,
@@ -248,7 +245,7 @@ DUE_HOLDS_AT_ONCE = Query(
 
 RELEASED_HOLDS_AT_ONCE = Query(
     f"SELECT held.* FROM unnest(:keys, :ids) AS named (key, upstream_id){_OF_NAMED_LINE}"
-    f" AND (expires_at > {_LATEST}) IS TRUE ORDER BY expires_at LIMIT :most) AS held",
+    f" AND (expires_at > {_LATEST}) IS TRUE ORDER BY expires_at DESC LIMIT :most) AS held",
     _HOLD,
     {"keys": "bytea", "ids": "text"},
 )

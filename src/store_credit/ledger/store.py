@@ -184,7 +184,7 @@ def _questions(book: Book, needs: Needs, now: datetime) -> dict[Query, Parameter
         questions[HOLDS_BY_ID] = {"ids": list(needs.hold_ids)}
     if needs.released:
         # More than the batch can end, those past their time aside, which no rule uses: a rule must see
-        # that there are several.
+        # that there are several. Those that end last, as a rule's time may be later than this one.
         names = list(needs.released)
         questions[RELEASED_HOLDS] = {
             "keys": [upstream_key(upstream_id) for upstream_id in names],

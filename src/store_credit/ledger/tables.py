@@ -19,9 +19,11 @@ from sqlalchemy import (
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX, Moment, metadata, minted
 
 
-def _open_hold_index(name: str, *columns: str, unique: bool = False) -> Index:
-    is_open = text("state = 'open'")
-    return Index(name, *columns, unique=unique, postgresql_where=is_open, sqlite_where=is_open)
+def _open_hold_index(name: str, *columns: str) -> Index:
+    """For who names the first column, and nobody else: while PostgreSQL believes that no hold is open, it
+    takes any index of them for as good as the right one."""
+    named = text(f"state = 'open' AND {columns[0]} IS NOT NULL")
+    return Index(name, *columns, postgresql_where=named, sqlite_where=text("state = 'open'"))
 
 
 def _ended_hold_index(name: str, *columns: str) -> Index:
@@ -100,7 +102,14 @@ hold = Table(
     Column("deduction_id", minted()),
     CheckConstraint("amount > 0", name="amount_positive"),
     CheckConstraint("state IN ('open', 'consumed', 'released', 'expired')", name="state_known"),
-    _open_hold_index("uq_hold_open", "session_id", "upstream_key", unique=True),
+    Index(
+        "uq_hold_open",
+        "session_id",
+        "upstream_key",
+        unique=True,
+        postgresql_where=text("state = 'open'"),
+        sqlite_where=text("state = 'open'"),
+    ),
     _open_hold_index("ix_hold_open_line_id", "line_id", "expires_at"),
     _open_hold_index("ix_hold_open_expires_at", "expires_at"),
     _open_hold_index("ix_hold_open_created_at", "created_at", "id"),
