@@ -15,6 +15,7 @@ COPY --from=build /venv /venv
 COPY alembic.ini /app/
 COPY migrations /app/migrations
 COPY src /app/src
+RUN python -m compileall -q /app/src /app/migrations
 ENV PATH="/venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 USER 10001

@@ -67,12 +67,15 @@ def environment(database_url: str, **settings: str) -> dict[str, str]:
     return inherited | own | {"PYTHONPATH": str(_PROJECT / "src"), "PYTHONUNBUFFERED": "1"}
 
 
-def command(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, env: dict[str, str], stdout: Any = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "store_credit", *arguments],
         env=env,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=START_SECONDS_MAX,
         check=False,

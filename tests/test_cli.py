@@ -400,6 +400,22 @@ def issue(url: str, *more: str, amount: str = "100.00", currency: str = "USD") -
     return cli("lines", "issue", *given, *more, url=url)
 
 
+def test_issue_says_when_it_makes_a_new_database(tmp_path: Path) -> None:
+    """Issued into a wrong folder's database, real credit would be unknown to the service."""
+    file = tmp_path / "new.db"
+    made = issue(f"sqlite:///{file}")
+    assert (made.exit_code, made.stderr) == (0, f"store-credit: This is a new database: {file}\n")
+    assert issue(f"sqlite:///{file}").stderr == ""
+
+
+@pytest.mark.parametrize("arguments", ["lines list", "decisions --json", "export lines", "audit"])
+def test_output_that_can_not_be_written_is_named(sqlite_url: str, arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command(*arguments.split(), env=environment(sqlite_url), stdout=full)
+    assert done.returncode == 2
+    assert one_sentence(done.stderr) == "The output can not be written: No space left on device."
+
+
 def test_issue_tells_the_new_line(database_url: str) -> None:
     result = issue(database_url, "--upstream-id", "line-1", currency="usd")
     told = r"Issued cl_\w{26} over 100.00 USD; Digital River knows it as line-1.\n"
@@ -581,8 +597,8 @@ def test_show_tells_a_long_story(database_url: str) -> None:
     assert "session-open" in promised
     assert "60.00 USD" in promised
     answers = shown.partition("Last answers to Digital River")[2]
-    assert re.search(r"authorize +500 +insufficient credit +session-declined", answers)
-    assert re.search(r"authorize +60 +approved +session-open", answers)
+    assert re.search(r"authorize +500 +declined: insufficient credit +session-declined", answers)
+    assert re.search(r"authorize +60 +60\.00 USD +approved +session-open", answers)
     assert re.search(r"release +released +session-changed", answers)
 
 
@@ -770,7 +786,7 @@ def test_audit_names_a_file_that_can_not_be_written(sqlite_url: str, tmp_path: P
 def test_demo_once_plays_and_ends_well() -> None:
     played = command("demo", "--once", "--port", str(free_port()), env=environment("sqlite:///unused.db"))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert played.stderr == ""
+    assert re.fullmatch(r"store-credit: This is a new database: \S+/demo\.db\n", played.stderr)
     answers = re.findall(r"^  -> (\d+) (.*)$", played.stdout, re.M)
     approved = '{"approval":true,"upstreamId":"7654-2345-0987-123456","amount":11.4}'
     applied = '{"id":"event-1","state":"applied"}'

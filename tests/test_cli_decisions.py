@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from store_credit.cli import decisions
 from store_credit.database import Database
 from tests import making
 from tests.test_cli import Past, cli, long_story, printed, sentence, with_database
@@ -39,15 +40,15 @@ def test_the_newest_comes_first_with_its_reason(url: str) -> None:
     rows = [re.sub(r"\s+", " ", row).strip() for row in printed("decisions", url=url).splitlines()]
     told = [re.sub(r"^[-\d]+ [:\d]+ ", "", row) for row in rows]
     assert told == [
-        "When (UTC) Asked Amount Answer Upstream id Session",
-        "authorize 5 unknown line lime-1 session-lost",
-        "authorize 500 insufficient credit line-1 session-declined",
-        "authorize 60 approved line-1 session-open",
-        "authorize 30 approved line-1 session-ordered",
-        "authorize 40 approved line-1 session-expired",
+        "When (UTC) Question Asked for Granted Answer Upstream id Session",
+        "authorize 5 declined: unknown line lime-1 session-lost",
+        "authorize 500 declined: insufficient credit line-1 session-declined",
+        "authorize 60 60.00 USD approved line-1 session-open",
+        "authorize 30 30.00 USD approved line-1 session-ordered",
+        "authorize 40 40.00 USD approved line-1 session-expired",
         "release released line-1 session-changed",
-        "authorize 25.5 hold replaced line-1 session-changed",
-        "authorize 20 approved line-1 session-changed",
+        "authorize 25.5 25.50 USD approved: hold replaced line-1 session-changed",
+        "authorize 20 20.00 USD approved line-1 session-changed",
     ]
 
 
@@ -71,14 +72,21 @@ def test_it_filters(url: str) -> None:
     assert found(url, "--line", "cl_1", "--session", "session-lost") == []
 
 
-def test_it_says_when_there_are_more(url: str) -> None:
+def test_it_says_when_there_are_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "There are more" in printed("decisions", "--limit", "7", url=url)
     assert "There are more" not in printed("decisions", "--limit", "8", url=url)
+    monkeypatch.setattr(decisions, "LIST_LIMIT_MAX", 7)
+    assert "GET /decisions" in printed("decisions", "--limit", "7", url=url)
 
 
 def test_a_line_that_is_not_there_is_named(url: str) -> None:
     said = sentence(cli("decisions", "--line", "lime-1", url=url))
     assert said == "There is no credit line with the id or upstreamId 'lime-1'."
+
+
+def test_a_period_must_not_end_before_it_begins(url: str) -> None:
+    given = ("--since", "2026-11-02T00:00:00Z", "--until", "2026-11-01T00:00:00Z")
+    assert sentence(cli("decisions", *given, url=url)) == "The period ends before it begins."
 
 
 def test_a_time_that_is_none_is_named(url: str) -> None:

@@ -151,8 +151,11 @@ def test_a_session_s_holds_are_released(url: str) -> None:
     assert re.fullmatch(r"hold_\w+ of cl_\w+ is released\.\n", told)
     entry = last_entry(url)
     assert (entry["kind"], entry["held"], entry["reason"]) == ("released", -60, "Ticket 7")
-    said = sentence(cli("lines", "release", "session-1", *WHY, url=url))
-    assert said == "There is no hold with the id 'session-1', nor an open one of a session with it."
+    again = printed("lines", "release", "session-1", *WHY, url=url)
+    assert again == "Nothing is open of this session.\n"
+    assert json.loads(printed("lines", "release", "session-1", *WHY, "--json", url=url)) == {"released": []}
+    said = sentence(cli("lines", "release", "gift", *WHY, url=url))
+    assert said == "That is a credit line: `lines show gift` names its holds and their sessions."
 
 
 def test_a_hold_is_released_once(url: str) -> None:
@@ -160,4 +163,4 @@ def test_a_hold_is_released_once(url: str) -> None:
     (hold,) = json.loads(printed("lines", "show", "gift", "--json", url=url))["openHolds"]
     released = [json.loads(printed("lines", "release", hold["id"], *WHY, "--json", url=url)) for _ in "12"]
     assert released == [{"released": [hold["id"]]}, {"released": []}]
-    assert printed("lines", "release", hold["id"], *WHY, url=url) == "Nothing was open any more.\n"
+    assert printed("lines", "release", hold["id"], *WHY, url=url) == "Nothing is open.\n"

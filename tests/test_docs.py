@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+from store_credit.ledger.state import Reason
 from tests.server import environment, running
 
 PROJECT = Path(__file__).parents[1]
@@ -179,3 +180,11 @@ def _is_like(outcome: Any, found: Any) -> bool:
     if isinstance(outcome, str) and "..." in outcome:
         return _matches(outcome, str(found))
     return isinstance(outcome, bool) == isinstance(found, bool) and bool(outcome == found)
+
+
+def test_support_knows_every_answer_to_digital_river() -> None:
+    reasons = list(Reason)[: list(Reason).index(Reason.DEDUCTED)]
+    page = (PROJECT / "docs" / "support.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", page, re.M)
+    known = {answer.replace(" ", "_") for row in rows for answer in row.split(", ")}
+    assert set(reasons) <= known

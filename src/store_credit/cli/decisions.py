@@ -33,6 +33,8 @@ def list_decisions(
 ) -> None:
     """List the answers given to Digital River with their reasons, newest first."""
     start, end = moment("--since", since), moment("--until", until)
+    if start is not None and end is not None and end < start:
+        fail("The period ends before it begins.")
 
     async def work(opened: Session) -> tuple[list[dict[str, Any]], bool] | None:
         def read(connection: Connection) -> tuple[list[dict[str, Any]], bool] | None:
@@ -53,5 +55,7 @@ def list_decisions(
         typer.echo(json.dumps(rendering.listed(found, more, rendering.decision)))
         return
     console().print(answers(found, of_one_line=False))
-    if more:
+    if more and limit < LIST_LIMIT_MAX:
         typer.echo(f"There are more; --limit shows up to {LIST_LIMIT_MAX}.")
+    elif more:
+        typer.echo("There are more; GET /decisions has them in pages.")

@@ -64,7 +64,6 @@ def import_lines(
 
     The same file twice changes nothing, and after an interruption the same command goes on.
     """
-
     if not file.is_file():
         fail("The file must be one on disk, and no pipe: it is read twice.")
 

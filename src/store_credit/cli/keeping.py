@@ -99,12 +99,17 @@ def release_holds(
     """End holds before their time; what they held becomes available again."""
     cause = Cause(actor(), _checked(reason))
 
+    is_hold = ids.is_minted(name, "hold")
+
     async def work(session: Session) -> list[Hold]:
         read = session.database.read
-        named = {"hold_id": name} if ids.is_minted(name, "hold") else {"session_id": name}
-        found = await read(queries.hold_places, **named)
+        found = await read(queries.hold_places, **{"hold_id" if is_hold else "session_id": name})
+        if not found and is_hold:
+            fail(f"There is no hold with the id {name!r}.")
+        if not found and await read(queries.line_id_of, name) is not None:
+            fail(f"That is a credit line: `lines show {name}` names its holds and their sessions.")
         if not found:
-            fail(f"There is no hold with the id {name!r}, nor an open one of a session with it.")
+            return []
         holds, lines = zip(*found, strict=True)
         command = ReleaseHolds(holds, tuple(dict.fromkeys(lines)), cause)
         (outcome,) = (await session.ledger.execute(command)).outcomes
@@ -117,7 +122,7 @@ def release_holds(
     for hold in ended:
         typer.echo(f"{hold.id} of {hold.line_id} is released.")
     if not ended:
-        typer.echo("Nothing was open any more.")
+        typer.echo("Nothing is open." if is_hold else "Nothing is open of this session.")
 
 
 def _set_status(line: str, action: Action, reason: str, as_json: bool) -> None:

@@ -195,5 +195,6 @@ def _story_json(story: Story) -> dict[str, Any]:
         "entries": [rendering.entry(entry, currency) for entry in story.entries],
         "openHolds": [rendering.hold(hold, currency) for hold in story.open_holds],
         "decisions": [rendering.decision(decision) for decision in story.decisions],
+        "hasMoreDecisions": story.has_more_decisions,
         "asOf": time_text(story.at),
     }

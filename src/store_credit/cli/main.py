@@ -56,7 +56,10 @@ def main() -> None:
             argument.encode()
         except UnicodeEncodeError:
             fail(f"The argument {argument!r} is not valid UTF-8.")
-    app(prog_name="store-credit")
+    try:
+        app(prog_name="store-credit")
+    except OSError as error:
+        fail(f"The output can not be written: {error.strerror}.")
 
 
 @app.callback(invoke_without_command=True)

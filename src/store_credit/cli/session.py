@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import getpass
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -27,6 +28,9 @@ from store_credit.ledger.refusals import Refusal, Unavailable
 from store_credit.settings import InvalidSettings, Settings
 
 T = TypeVar("T")
+
+OF_OUTPUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a connection never says, but a file does to which the output goes."""
 
 PIPED_WIDTH = 140
 """Columns when the output is no terminal: wide enough for a statement's longest rows."""
@@ -69,6 +73,8 @@ def told_in_one_sentence() -> Any:
     except CommandError as error:
         fail(f"The migrations can not do this: {str(error).rstrip('.')}.")
     except (*DATABASE_ERRORS, OSError, TimeoutError) as error:
+        if isinstance(error, OSError) and error.errno in OF_OUTPUT:
+            raise
         if is_passing(error):
             fail(f"The database {complaint(error)}; see STORE_CREDIT_DATABASE_URL.")
         if (refusal := of_driver(error)) is None:
@@ -88,10 +94,14 @@ async def opened(
     database = connected(chosen, command_timeout_seconds)
     policy = Policy(chosen.hold_ttl, chosen.partial_approval, chosen.return_grace)
     try:
-        if not make:
-            _check_is_there(chosen)
+        missing = _missing_file(chosen)
+        if missing and not make:
+            # An empty database, made by mistake just now, would tell nothing of the real one.
+            raise InvalidSettings(f"There is no database at {missing!r}; see STORE_CREDIT_DATABASE_URL.")
         if check_schema and database.dialect == "sqlite":
             await database.write(schema.upgrade_if_behind)
+        if check_schema and missing:
+            sys.stderr.write(f"store-credit: This is a new database: {plain(missing)}\n")
         if check_schema:
             await database.read(schema.check)
         ledger = Ledger(database, policy, deadline_seconds=30)
@@ -101,11 +111,11 @@ async def opened(
         await database.close()
 
 
-def _check_is_there(chosen: Settings) -> None:
-    """An empty database, made by mistake just now, would tell nothing of the real one."""
+def _missing_file(chosen: Settings) -> str | None:
+    """The file of a SQLite database that is not there."""
     url = make_url(chosen.database_url)
-    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
-        raise InvalidSettings(f"There is no database at {url.database!r}; see STORE_CREDIT_DATABASE_URL.")
+    is_missing = url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file()
+    return url.database if is_missing else None
 
 
 def connected(chosen: Settings, command_timeout_seconds: float | None) -> Database:

@@ -155,18 +155,26 @@ def _journal(story: Story) -> Table:
 def answers(found: Sequence[Row], *, of_one_line: bool) -> Table:
     """Answers to Digital River, with the upstream ids that were asked for unless they are `of_one_line`."""
     ids = [] if of_one_line else ["Upstream id"]
-    table = _table("When (UTC)", "Asked", ">Amount", "Answer", *ids, "Session")
+    table = _table("When (UTC)", "Question", ">Asked for", ">Granted", "Answer", *ids, "Session")
     for row in found:
-        answer = row["reason"].replace("_", " ")
+        granted = row["accepted"] and row["kind"] == "authorize"
         table.add_row(
             when(row["created_at"]),
             row["kind"],
             row["asked"] or "",
-            f"[green]{answer}[/]" if row["accepted"] else f"[yellow]{answer}[/]",
+            money.to_text(row["amount"], row["currency"]) if granted else "",
+            Text(_answer(row), style="green" if row["accepted"] else "yellow"),
             *(plain(row["upstream_id"]) for _ in ids),
             plain(row["session_id"] or ""),
         )
     return table
+
+
+def _answer(row: Row) -> str:
+    """Yes or no, and why: `declined: line expired`."""
+    yes, no = ("approved", "declined") if row["kind"] == "authorize" else ("released", "ignored")
+    verdict, reason = yes if row["accepted"] else no, row["reason"].replace("_", " ")
+    return reason if reason.startswith(verdict) else f"{verdict}: {reason}"
 
 
 def _what(story: Story, row: Row) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, or_, select, union_all
+from sqlalchemy import Connection, RowMapping, or_, select, union
 
 from store_credit import money
 from store_credit.ledger.queries import LineFigures, held_by, settled
@@ -52,7 +52,7 @@ def candidates(
 
 
 def _of_session(connection: Connection, session_id: str) -> list[RowMapping]:
-    lines = union_all(*held_by(session_id)).limit(CANDIDATES_MAX)
+    lines = union(*held_by(session_id)).limit(CANDIDATES_MAX)
     statement = select(credit_line).where(credit_line.c.id.in_(lines))
     return list(connection.execute(statement).mappings())
 
