@@ -253,7 +253,14 @@ async def test_events_are_listed_shown_and_applied(shop: Shop, cli: Callable[...
     (as_json,) = json.loads((await cli("list", "--json")).output)["data"]
     assert (as_json["id"], as_json["state"]) == ("event-1", "unmatched")
     shown = (await cli("show", "event-1")).output
-    for told_of in ("shopper@example.test", "order-1", "20", "100.00 USD", f"--line {line['id']}"):
+    for told_of in (
+        "shopper@example.test",
+        "order-1",
+        "session-1",
+        "20.00 USD",
+        "100.00 USD",
+        f"--line {line['id']}",
+    ):
         assert told_of in shown
     candidates = json.loads((await cli("show", "event-1", "--json")).output)["candidates"]
     assert [found["id"] for found in candidates] == [line["id"]]
@@ -263,10 +270,18 @@ async def test_events_are_listed_shown_and_applied(shop: Shop, cli: Callable[...
     assert (await cli("apply", "event-1", "--source", "source-1")).exit_code == 2
     done = await cli("apply", "event-1", "--line", "line-1", "--reason", "asked")
     assert done.exit_code == 0
-    assert done.output == "The event is applied now.\nsource-1: deduct 20.0 USD: deducted\n"
+    became = f"source-1: deduct 20.00 USD: deducted, {line['id']}"
+    assert done.output == f"The event is applied now.\n{became}\n"
     assert await balance(shop) == 80
     assert (await cli("dismiss", "event-1", "--reason", "no")).exit_code == 2
     assert (await cli("show", "event-9")).exit_code == 2
+
+
+async def test_an_event_is_shown_with_the_upstream_id_that_no_line_has(
+    shop: Shop, cli: Callable[..., Any]
+) -> None:
+    await shop.deliver(order_event(source(amount=20.125, upstream_id="lime-1")))
+    assert "source-1: deduct 20.125 USD of lime-1: unknown line" in (await cli("show", "event-1")).output
 
 
 async def test_events_are_dismissed_and_erased(shop: Shop, cli: Callable[..., Any]) -> None:

@@ -235,14 +235,24 @@ def _event_table(rows: list[RowMapping]) -> Table:
 
 
 def _asked(effect: dict[str, Any]) -> str:
-    amount = "" if effect["amount"] is None else f" {effect['amount']} {effect['currency'] or ''}"
-    return f"{effect['kind']}{amount}"
+    return " ".join(filter(None, (effect["kind"], _amount(effect), effect["currency"])))
+
+
+def _amount(effect: dict[str, Any]) -> str:
+    """With all decimals of its currency, and as it was told if it has more."""
+    amount, currency = effect["amount"], effect["currency"]
+    if amount is None:
+        return ""
+    usual = f"{amount:.{money.EXPONENTS.get(currency, 0)}f}"
+    return usual if float(usual) == amount else str(amount)
 
 
 def _became_of(effect: dict[str, Any]) -> str:
     detail = f" ({effect['detail']})" if effect["detail"] else ""
     outcome = (effect["outcome"] or "not tried").replace("_", " ")
-    return f"{effect['sourceId']}: {_asked(effect)}: {outcome}{detail}"
+    of = f" of {effect['upstreamId']}" if effect["upstreamId"] else ""
+    line = f", {effect['creditLineId']}" if effect["creditLineId"] else ""
+    return f"{effect['sourceId']}: {_asked(effect)}{of}: {outcome}{line}{detail}"
 
 
 def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
@@ -254,6 +264,7 @@ def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
         ("Type", row["type"]),
         ("State", row["state"] + (f" ({row['note']})" if row["note"] else "")),
         ("Order", row["order_id"]),
+        ("Session", candidates.session_of(row)),
         ("Shopper", candidates.email_of(row)),
         ("Received", f"{when(row['received_at'])} UTC"),
     ):

@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from store_credit.ledger.pages import Page, cut, paged
 from store_credit.ledger.state import HoldState, LineStatus
-from store_credit.ledger.tables import credit_line, deduction, hold, ledger_entry, offer
+from store_credit.ledger.tables import OF_ALL_LINES, credit_line, deduction, hold, ledger_entry, offer
 from store_credit.metadata import upstream_key
 
 SPENDABLE_MAX = 100
@@ -199,7 +199,7 @@ def line_id_of(connection: Connection, name: str) -> str | None:
 
 
 def count_open_holds(connection: Connection, now: datetime) -> int:
-    return _count(connection, hold, and_(IS_OPEN, hold.c.expires_at > now))
+    return _count(connection, hold, and_(IS_OPEN, OF_ALL_LINES, hold.c.expires_at > now))
 
 
 def count_flagged_lines(connection: Connection) -> int:
@@ -208,7 +208,7 @@ def count_flagged_lines(connection: Connection) -> int:
 
 def oldest_due_at(connection: Connection, now: datetime) -> datetime | None:
     """Since when the sweeper should have looked at a line; None when it has nothing to do."""
-    holds = select(func.min(hold.c.expires_at)).where(IS_OPEN, hold.c.expires_at <= now)
+    holds = select(func.min(hold.c.expires_at)).where(IS_OPEN, OF_ALL_LINES, hold.c.expires_at <= now)
     lines = select(func.min(credit_line.c.due_at)).where(credit_line.c.due_at <= now)
     found = [moment for query in (holds, lines) if (moment := connection.scalar(query)) is not None]
     return min(found, default=None)

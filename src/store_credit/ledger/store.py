@@ -52,6 +52,7 @@ from store_credit.ledger.statements import (
     SESSION_HOLDS,
 )
 from store_credit.ledger.tables import (
+    OF_ALL_LINES,
     claim,
     credit_line,
     deduction,
@@ -268,7 +269,7 @@ def due_lines(connection: Connection, now: datetime, limit: int) -> tuple[list[s
     """
     holds = (
         select(hold.c.line_id)
-        .where(hold.c.state == HoldState.OPEN.value, hold.c.expires_at <= now)
+        .where(hold.c.state == HoldState.OPEN.value, OF_ALL_LINES, hold.c.expires_at <= now)
         .order_by(hold.c.expires_at)
         .limit(HOLDS_PER_LINE * limit)
     )

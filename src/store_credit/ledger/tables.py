@@ -19,11 +19,11 @@ from sqlalchemy import (
 from store_credit.metadata import ID_LENGTH_MAX, UPSTREAM_ID_LENGTH_MAX, Moment, metadata, minted
 
 
-def _open_hold_index(name: str, *columns: str) -> Index:
-    """For who names the first column, and nobody else: while PostgreSQL believes that no hold is open, it
+def _open_hold_index(name: str, *columns: str, named: str) -> Index:
+    """For who names this column too, and nobody else: while PostgreSQL believes that no hold is open, it
     takes any index of them for as good as the right one."""
-    named = text(f"state = 'open' AND {columns[0]} IS NOT NULL")
-    return Index(name, *columns, postgresql_where=named, sqlite_where=text("state = 'open'"))
+    only = text(f"state = 'open' AND {named} IS NOT NULL")
+    return Index(name, *columns, postgresql_where=only, sqlite_where=text("state = 'open'"))
 
 
 def _ended_hold_index(name: str, *columns: str) -> Index:
@@ -110,15 +110,18 @@ hold = Table(
         postgresql_where=text("state = 'open'"),
         sqlite_where=text("state = 'open'"),
     ),
-    _open_hold_index("ix_hold_open_line_id", "line_id", "expires_at"),
-    _open_hold_index("ix_hold_open_expires_at", "expires_at"),
-    _open_hold_index("ix_hold_open_created_at", "created_at", "id"),
+    _open_hold_index("ix_hold_open_line_id", "line_id", "expires_at", named="line_id"),
+    _open_hold_index("ix_hold_open_expires_at", "expires_at", named="id"),
+    _open_hold_index("ix_hold_open_created_at", "created_at", "id", named="created_at"),
     # Open holds and those that ended have indexes of their own: each that a new hold goes into costs a
     # page of its own, and an authorization makes nothing but open ones.
     _ended_hold_index("ix_hold_ended_line_id", "line_id", "id"),
     _ended_hold_index("ix_hold_ended_session_id", "session_id"),
     _ended_hold_index("ix_hold_ended", "state", "created_at", "id"),
 )
+
+OF_ALL_LINES = hold.c.id > ""
+"""Named by who wants the open holds of all lines by their expiry: there are none without an id."""
 
 deduction = Table(
     "deduction",

@@ -33,6 +33,12 @@ def email_of(row: RowMapping) -> str | None:
     return event.email if event is not None else None
 
 
+def session_of(row: RowMapping) -> str | None:
+    """The checkout session that the event names, if the stored body holds it."""
+    event = _event(row)
+    return event.session_id if event is not None else None
+
+
 def candidates(
     connection: Connection, row: RowMapping, email: str | None, now: datetime
 ) -> list[LineFigures]:
