@@ -154,6 +154,8 @@ def test_a_session_s_holds_are_released(url: str) -> None:
     again = printed("lines", "release", "session-1", *WHY, url=url)
     assert again == "Nothing is open of this session.\n"
     assert json.loads(printed("lines", "release", "session-1", *WHY, "--json", url=url)) == {"released": []}
+    said = sentence(cli("lines", "release", "session-9", *WHY, url=url))
+    assert said == "There was never a hold of a session 'session-9', and no hold has this id."
     said = sentence(cli("lines", "release", "gift", *WHY, url=url))
     assert said == "That is a credit line: `lines show gift` names its holds and their sessions."
 

@@ -160,6 +160,19 @@ def test_of_too_many_without_a_place_the_oldest_gets_that_of_who_is_idle(
     assert not rooms.room.find_place(rooms["4"])
 
 
+def test_who_was_told_that_there_is_no_place_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who keeps refused connections open would have those of others closed."""
+    monkeypatch.setattr(room, "IDLE_SECONDS", 60)
+    monkeypatch.setattr(room, "EXTRA_CONNECTIONS", 2)
+    rooms = Rooms("live")
+    rooms.room.wait_for_request(rooms["live"])
+    for name in ("1", "2"):
+        assert not rooms.come(name)
+    rooms.room.say_goodbye(rooms["2"])
+    assert not rooms.come("new")
+    assert rooms.dropped == ["2"]
+
+
 def test_who_found_a_place_is_not_closed_for_those_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "EXTRA_CONNECTIONS", 1)
     rooms = Rooms("a")

@@ -63,7 +63,8 @@ class Database(Protocol):
     ) -> T:
         """Run the function in a transaction and commit it. Raises CommitFailed for COMMIT alone.
 
-        After a COMMIT that succeeded, nothing is raised any more.
+        After a COMMIT that succeeded, nothing is raised any more. No result of a statement may outlive the
+        function unread.
         """
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:

@@ -335,7 +335,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _say_last_words(self) -> None:
         if not self.transport.is_closing():
-            self._room.wait_for_request(self)
+            self._room.say_goodbye(self)
             self.transport.write(self._last_words)
             self.transport.close()
 

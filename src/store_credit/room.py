@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import chain
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -33,6 +34,8 @@ class Room:
         self._placed: set[Closable] = set()
         self._extra: dict[Closable, None] = {}
         """Those without a place, in the order in which they came."""
+        self._told: dict[Closable, None] = {}
+        """Those among them that were told so."""
         # Of those with a place, these can be closed, who waited longest first.
         self._idle: dict[Closable, float] = {}
         self._refused: dict[Closable, None] = {}
@@ -41,14 +44,14 @@ class Room:
     def come(self, connection: Closable) -> bool:
         """Take in a new connection. Returns whether it has a place.
 
-        When there are too many without, the oldest of them gets one at the cost of whoever waits for a
-        request, however short a time, or is closed.
+        When there are too many without, one that was told so is closed. Else the oldest of them gets a
+        place at the cost of whoever waits for a request, however short a time, or is closed.
         """
         self._extra[connection] = None
         has_place = self.find_place(connection)
         if len(self._extra) > EXTRA_CONNECTIONS:
-            oldest = next(iter(self._extra))
-            if self.find_place(oldest, patient=False):
+            oldest = next(chain(self._told, self._extra))
+            if oldest not in self._told and self.find_place(oldest, patient=False):
                 self.wait_for_request(oldest)
             else:
                 self._drop(oldest)
@@ -75,6 +78,12 @@ class Room:
         if connection in self._placed:
             self._idle[connection] = time.monotonic()
 
+    def say_goodbye(self, connection: Closable) -> None:
+        """From now on there is nothing to do but to wait until its client has read the last answer."""
+        self.wait_for_request(connection)
+        if connection in self._extra:
+            self._told[connection] = None
+
     def wait_for_turn(self, connection: Closable) -> None:
         """Its request is to be refused, once it is its turn."""
         self.busy(connection)
@@ -99,6 +108,7 @@ class Room:
         self.read_again(connection)
         self._placed.discard(connection)
         self._extra.pop(connection, None)
+        self._told.pop(connection, None)
 
     def _closable(self, idle_seconds: float) -> Closable | None:
         """Rather one without a request than one whose request is to be refused, and rather that than one

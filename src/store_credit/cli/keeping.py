@@ -108,6 +108,8 @@ def release_holds(
             fail(f"There is no hold with the id {name!r}.")
         if not found and await read(queries.line_id_of, name) is not None:
             fail(f"That is a credit line: `lines show {name}` names its holds and their sessions.")
+        if not found and not await read(queries.had_holds, name):
+            fail(f"There was never a hold of a session {name!r}, and no hold has this id.")
         if not found:
             return []
         holds, lines = zip(*found, strict=True)

@@ -15,6 +15,7 @@ from store_credit import __version__, credentials, schema
 from store_credit.cli import backup, decisions, events, exchange, keeping, lines, period, reports, serve
 from store_credit.cli.audit import audit_books
 from store_credit.cli.session import (
+    OF_OUTPUT,
     Session,
     console,
     fail,
@@ -59,6 +60,8 @@ def main() -> None:
     try:
         app(prog_name="store-credit")
     except OSError as error:
+        if error.errno not in OF_OUTPUT:
+            raise
         fail(f"The output can not be written: {error.strerror}.")
 
 

@@ -183,6 +183,11 @@ def hold_places(
     return [(row.id, row.line_id) for row in connection.execute(statement)]
 
 
+def had_holds(connection: Connection, session_id: str) -> bool:
+    """Whether the session ever held anything."""
+    return connection.execute(union_all(*held_by(session_id)).limit(1)).first() is not None
+
+
 def held_by(session_id: str) -> list[Select[Any]]:
     """The ids of the lines of which a session has holds, and of those of which it had some."""
     of_session = _lines_with(hold, "session_id", session_id)
