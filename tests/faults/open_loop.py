@@ -4,7 +4,8 @@
 
 Opens all connections, prints a line, and then sends RATE authorizations a second, each over a
 connection that waits for nothing; what is due while all of them wait is not sent, and counted. A rate
-of 0 closes the loop: each connection sends again once it is answered. Prints what came back as JSON.
+of 0 closes the loop: each connection sends again once it is answered. Prints another line when it stops
+sending, waits for the last answers, and prints what came back as JSON.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Sender:
                     self._send_one()
                 await asyncio.sleep(0.001)
         self.ended = True
+        print("ended", flush=True)  # noqa: T201
         deadline = time.monotonic() + LAST_ANSWERS_SECONDS_MAX
         while self.waiting and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -15,7 +15,10 @@ from statistics import median
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, func, select
 
+from store_credit.database import Database
+from store_credit.ledger import tables
 from tests.faults.open_loop import LINES
 from tests.faults.sizes import LONG, OVERLOAD_SECONDS
 from tests.server import Server, calling, check_books, running
@@ -76,14 +79,15 @@ class Measured:
             assert sender.stdout is not None
             assert sender.stdout.readline() == b"connected\n"
             cpu, started = cpu_seconds(server.pid), time.monotonic()
+            assert sender.stdout.readline() == b"ended\n"
+            cpu = cpu_seconds(server.pid) - cpu
+            self.share = min(1.0, cpu / (time.monotonic() - started))
+            """How much of a processor the server got: the machine may have much else to do."""
             self.told: dict[str, Any] = json.loads(sender.stdout.read())
-        self.cpu = cpu_seconds(server.pid) - cpu
-        self.share = min(1.0, self.cpu / (time.monotonic() - started))
-        """How much of a processor the server got: the machine may have much else to do."""
         self.memory = memory_bytes(server.pid)
         self.statuses: dict[str, int] = self.told["statuses"]
         self.rate = self.told["served"] / seconds
-        self.per_cpu_second = len(self.told["answered_200"]) / self.cpu
+        self.per_cpu_second = self.told["served"] / cpu
 
     def seconds(self, quantile: float, status: int = 200) -> float:
         ordered = sorted(self.told[f"answered_{status}"])
@@ -99,17 +103,21 @@ class Measured:
 
 
 @pytest.mark.usefixtures("alone", "many_files")
-async def test_ten_times_too_much(database_url: str, tmp_path: Path) -> None:
+async def test_ten_times_too_much(database_url: str, database: Database, tmp_path: Path) -> None:
     with running(database_url, tmp_path, **QUIET) as [server]:
         async with calling(server) as service:
             for upstream_id in LINES:
                 await service.issued(100_000.00, upstreamId=upstream_id)
-        Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2)
-        peak = Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS)
-        connections = min(FILES // 2, int(peak.rate * CONNECTED_SECONDS))
-        floods = [Measured(server, 10 * peak.rate, connections, OVERLOAD_SECONDS) for _ in range(3)]
+        warm_up = Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2)
+        peaks, floods = [], []
+        for _ in range(3):
+            # In turns, as a busy machine is not as fast in one minute as in the next.
+            peaks.append(peak := Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2))
+            connections = min(FILES // 2, int(peak.rate * CONNECTED_SECONDS))
+            floods.append(Measured(server, 10 * peak.rate, connections, OVERLOAD_SECONDS))
+        peaks.append(Measured(server, 0, PEAK_CONNECTIONS, OVERLOAD_SECONDS / 2))
         _, second, last = floods
-        for measured in (peak, *floods):
+        for measured in (*peaks, *floods):
             print(measured)  # noqa: T201
             assert set(measured.statuses) <= {"200", "503"}
             assert measured.told["broken"] == measured.told["unanswered"] == 0
@@ -118,13 +126,16 @@ async def test_ten_times_too_much(database_url: str, tmp_path: Path) -> None:
             share = 1.0 if LONG else measured.share
             assert measured.seconds(0.99) * share < P99_SECONDS_MAX
         assert last.statuses["503"] > 0, "it was no overload"
-        per_cpu = median(flood.per_cpu_second for flood in floods)
-        assert per_cpu > PEAK_SHARE_PER_CPU_MIN * peak.per_cpu_second
+        peak_per_cpu = median(peak.per_cpu_second for peak in peaks)
+        assert median(flood.per_cpu_second for flood in floods) > PEAK_SHARE_PER_CPU_MIN * peak_per_cpu
         if LONG:
-            assert median(flood.rate for flood in floods) > PEAK_SHARE_MIN * peak.rate
+            peak_rate = median(peak.rate for peak in peaks)
+            assert median(flood.rate for flood in floods) > PEAK_SHARE_MIN * peak_rate
         assert last.memory < second.memory * GROWTH_MAX
-        async with calling(server) as service:
-            books = [await service.books(line["id"]) for line in await service.listed("/credit-lines")]
-        holds = sum(len(found.holds) for found in books)
-        assert holds >= sum(measured.statuses["200"] for measured in (peak, *floods))
+    approvals = sum(measured.statuses["200"] for measured in (warm_up, *peaks, *floods))
+    assert await database.read(_count_holds) >= approvals
     check_books(database_url)
+
+
+def _count_holds(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(tables.hold)).scalar_one()
