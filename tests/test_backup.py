@@ -207,7 +207,7 @@ def sources_of(events: list[Json]) -> set[str]:
 # `store-credit backup`
 
 
-def backup(to: Path, url: str) -> Result:
+def backup(to: Path | str, url: str) -> Result:
     return CliRunner(env={"STORE_CREDIT_DATABASE_URL": url}).invoke(app, ["backup", str(to)])
 
 
@@ -236,6 +236,13 @@ def test_a_backup_that_fails_leaves_nothing(tmp_path: Path) -> None:
     refused = backup(tmp_path / "copy.db", url)
     assert refused.stderr == "store-credit: The backup failed: file is not a database.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["broken.db"]
+
+
+@pytest.mark.parametrize("to", ["", "."])
+def test_a_backup_is_no_folder(sqlite_url: str, to: str) -> None:
+    refused = backup(to, sqlite_url)
+    assert refused.exit_code == 2
+    assert "is a directory" in refused.stderr
 
 
 def test_there_must_be_something_to_back_up(tmp_path: Path) -> None:

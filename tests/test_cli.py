@@ -877,6 +877,7 @@ def test_the_lines_that_the_demo_prints_work_when_pasted(demo: Demo) -> None:
     assert "HTTP/1.1 204" in ran.stdout
     assert '{"id":"my-event","state":"applied"}' in ran.stdout
     assert '"balance":63.6,"held":0,"available":63.6' in ran.stdout
+    assert "Spent on order my-order" in ran.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -129,6 +129,8 @@ def test_activity_of_a_period(url: str) -> None:
     [
         (("liability", "--as-of", "yesterday"), "--as-of must be an ISO 8601 time."),
         (("liability", "--as-of", "2025-10-01T00:00:00"), "--as-of must say its time zone, .*"),
+        (("liability", "--as-of", "9999-12-31T00:00:00Z"), "--as-of is in the future: .*"),
+        (("activity", "--as-of", "9999-12-31T00:00:00Z"), "--as-of is in the future: .*"),
         (("breakage", "--currency", "zzz"), "'zzz' is not an ISO 4217 currency code."),
         (("liability", "--json", "--csv"), "Give --json or --csv, not both."),
         (("activity", "--to", "2025-10-01T00:00Z", "--as-of", "2025-10-01T00:00Z"), "Give --to or .*"),
@@ -243,6 +245,8 @@ def test_a_digest_of_no_lines(sqlite_url: str) -> None:
 
 
 def test_as_of_is_of_the_digest(sqlite_url: str) -> None:
+    said = sentence(cli("audit", "--digest", "--as-of", "9999-12-31T00:00:00Z", url=sqlite_url))
+    assert said.startswith("--as-of is in the future: ")
     said = sentence(cli("audit", "--as-of", "2025-10-01T00:00Z", url=sqlite_url))
     assert said == "--as-of is of the digest: give --digest as well."
 

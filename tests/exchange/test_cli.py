@@ -65,6 +65,16 @@ def test_one_bad_row_keeps_all_out(database_url: str, mixed: Path) -> None:
     assert balances(database_url) == {}
 
 
+def test_one_is_not_counted_as_many(sqlite_url: str, tmp_path: Path) -> None:
+    one = tmp_path / "one.csv"
+    one.write_text("customerId,currency,amount,upstreamId\nc,USD,1,u\nc,USD,1.005,v\n")
+    refused = cli("import", str(one), url=sqlite_url)
+    assert refused.stderr.endswith("Nothing was imported: 1 bad row.\n")
+    result = cli("import", str(one), "--keep-going", url=sqlite_url)
+    assert result.stdout == "1 line imported; 0 were there from an earlier import.\n"
+    assert result.stderr.endswith("1 bad row was left out.\n")
+
+
 def test_keep_going_imports_the_good_rows(database_url: str, mixed: Path) -> None:
     result = cli("import", str(mixed), "--keep-going", url=database_url)
     assert result.exit_code == 1
@@ -76,6 +86,8 @@ def test_keep_going_imports_the_good_rows(database_url: str, mixed: Path) -> Non
 def test_a_file_of_another_kind_is_refused(sqlite_url: str, tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_bytes("customerId,currency\n".encode("utf-16"))
+    assert "UTF-16" in sentence(cli("import", str(path), url=sqlite_url))
+    path.write_text("customerId,currency\n")
     assert "must name the columns" in sentence(cli("import", str(path), url=sqlite_url))
     assert cli("import", str(tmp_path / "none.csv"), url=sqlite_url).exit_code == 2
 

@@ -105,7 +105,10 @@ def test_columns_come_in_any_order_and_after_a_byte_order_mark() -> None:
     ("content", "said"),
     [
         ("", "missing: customerId, currency, amount, upstreamId"),
-        ("customerId;currency;amount;upstreamId\n", "missing: "),
+        ("customerId;currency;amount;upstreamId\n", "separated by commas"),
+        ("customerId\tcurrency\tamount\tupstreamId\n", "separated by commas"),
+        (HEADER.encode("utf-16"), "save it as CSV in UTF-8"),
+        ("customerId\n", "missing: currency, amount, upstreamId"),
         (HEADER.strip() + ",colour\n", "The columns may be"),
         (HEADER.strip() + ",amount\n", "The columns may be"),
         (HEADER + 'c,USD,1,"u\n', "after row 1"),

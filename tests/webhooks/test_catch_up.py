@@ -204,11 +204,11 @@ async def test_events_of_the_other_mode_are_set_aside(shop: Shop, run: Callable[
 
 @pytest.fixture
 def cli(shop: Shop, database_url: str) -> Callable[..., Any]:
-    async def command(*arguments: str, **environment: str | None) -> Result:
+    async def command(*arguments: str, of: str = "events", **environment: str | None) -> Result:
         given = {"STORE_CREDIT_DATABASE_URL": database_url, "STORE_CREDIT_DR_API_KEY": None} | environment
         runner = CliRunner(env=given)
         with ThreadPoolExecutor(1) as thread:
-            called = thread.submit(runner.invoke, app, ["events", *arguments], catch_exceptions=False)
+            called = thread.submit(runner.invoke, app, [of, *arguments], catch_exceptions=False)
             return await asyncio.wrap_future(called)
 
     return command
@@ -281,7 +281,30 @@ async def test_an_event_is_shown_with_the_upstream_id_that_no_line_has(
     shop: Shop, cli: Callable[..., Any]
 ) -> None:
     await shop.deliver(order_event(source(amount=20.125, upstream_id="lime-1")))
-    assert "source-1: deduct 20.125 USD of lime-1: unknown line" in (await cli("show", "event-1")).output
+    became = "source-1: deduct 20.125 USD of lime-1: unknown line"
+    assert became in (await cli("show", "event-1")).output
+    again = await cli("apply", "event-1")
+    assert (again.exit_code, again.output) == (1, f"The event is unmatched now.\n{became}\n")
+
+
+async def test_what_moved_to_another_line_is_told_on_both(shop: Shop, cli: Callable[..., Any]) -> None:
+    await shop.issue(100)
+    await shop.issue(100, upstreamId="line-2")
+    await shop.deliver(order_event(source(amount=20)))
+    await shop.deliver(refund_event("event-2", {"refund-1": 5}))
+    assert (await cli("apply", "event-1", "--line", "line-2")).exit_code == 0
+    left = " ".join((await cli("show", "line-1", of="lines")).output.split())
+    assert "Moved away: order order-1 +20.00" in left
+    assert "Moved away: return, order order-1 -5.00" in left
+    arrived = " ".join((await cli("show", "line-2", of="lines")).output.split())
+    assert "Spent on order order-1 -20.00" in arrived
+    assert "Returned from order order-1 +5.00" in arrived
+
+
+async def test_nothing_to_list_is_said(shop: Shop, cli: Callable[..., Any]) -> None:
+    assert (await cli("list")).output == "There are none.\n"
+    assert (await cli("list", of="lines")).output == "There are none.\n"
+    assert (await cli("list", of="credentials")).output == "There are none.\n"
 
 
 async def test_events_are_dismissed_and_erased(shop: Shop, cli: Callable[..., Any]) -> None:

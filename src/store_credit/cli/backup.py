@@ -16,7 +16,7 @@ from store_credit.cli.session import connected, fail, told_in_one_sentence
 
 
 def backup_database(
-    to: Annotated[Path, typer.Argument(help="The file to make; none may be there yet.")],
+    to: Annotated[Path, typer.Argument(dir_okay=False, help="The file to make; none may be there yet.")],
 ) -> None:
     """Copy a SQLite database to a new file, while the service runs. PostgreSQL has pg_dump for this."""
     with told_in_one_sentence():

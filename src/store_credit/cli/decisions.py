@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import Connection
 
 from store_credit.callouts.queries import DecisionFilter, decisions
-from store_credit.cli.session import Session, console, fail, moment, run
+from store_credit.cli.session import Session, fail, moment, run, show
 from store_credit.cli.statement import answers
 from store_credit.ledger import queries
 from store_credit.ledger.pages import Page
@@ -54,7 +54,7 @@ def list_decisions(
     if as_json:
         typer.echo(json.dumps(rendering.listed(found, more, rendering.decision)))
         return
-    console().print(answers(found, of_one_line=False))
+    show(answers(found, of_one_line=False))
     if more and limit < LIST_LIMIT_MAX:
         typer.echo(f"There are more; --limit shows up to {LIST_LIMIT_MAX}.")
     elif more:

@@ -14,7 +14,7 @@ from rich.text import Text
 from sqlalchemy import Connection, RowMapping
 
 from store_credit import money
-from store_credit.cli.session import Session, actor, console, fail, plain, run
+from store_credit.cli.session import Session, actor, console, fail, plain, run, show
 from store_credit.cli.statement import when
 from store_credit.fields import instant
 from store_credit.ledger import queries as ledger_queries
@@ -49,7 +49,7 @@ def list_events(
     if as_json:
         typer.echo(json.dumps(rendering.listed(rows, more, rendering.event)))
         return
-    console().print(_event_table(rows))
+    show(_event_table(rows))
     if more:
         typer.echo(f"There are more; --limit shows up to {LIST_LIMIT_MAX}.")
 
@@ -89,7 +89,10 @@ def apply_event(
     source: Annotated[str | None, typer.Option(help="One source of several.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why, for the journal.")] = None,
 ) -> None:
-    """Apply an event again, or to a named line. A source on the wrong line moves to the named one."""
+    """Apply an event again, or to a named line. A source on the wrong line moves to the named one.
+
+    The exit code is 1 when something in it still waits for an operator.
+    """
     if source is not None and line is None:
         fail("A source is assigned to a line: name it with --line.")
 
@@ -106,13 +109,15 @@ def apply_event(
     typer.echo(f"The event is {applied['state']} now.")
     for effect in json.loads(applied["effects"]):
         typer.echo(plain(_became_of(effect)))
+    if applied["state"] in (EventState.UNMATCHED, EventState.FAILED):
+        raise typer.Exit(1)
 
 
 @app.command("dismiss")
 def dismiss_event(
     event_id: EventId, reason: Annotated[str, typer.Option(help="Why nothing is to be booked.")]
 ) -> None:
-    """Set an event aside that asks for nothing to be booked."""
+    """Set an event aside that asks for nothing to be booked. It can not be taken up again."""
 
     async def work(session: Session) -> None:
         row = queries.to_dismiss(await _rows(session, event_id))

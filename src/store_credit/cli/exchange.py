@@ -76,11 +76,12 @@ def import_lines(
     except UnreadableFile as error:
         fail(str(error))
     if issued is None:
-        fail(f"Nothing was imported: {checked.bad} bad rows.")
+        fail(f"Nothing was imported: {_rows(checked.bad)}.")
     present = checked.present + issued.present
-    typer.echo(f"{issued.issued} lines imported; {present} were there from an earlier import.")
+    lines, were = "line" if issued.issued == 1 else "lines", "was" if present == 1 else "were"
+    typer.echo(f"{issued.issued} {lines} imported; {present} {were} there from an earlier import.")
     if bad := checked.bad + issued.refused:
-        typer.echo(f"{bad} bad rows were left out.", err=True)
+        typer.echo(f"{_rows(bad)} {'was' if bad == 1 else 'were'} left out.", err=True)
         raise typer.Exit(1)
 
 
@@ -100,6 +101,10 @@ async def _import(
         return checked, await importing.issue(ledger, file, checked, actor(), report, advance)
     except Unavailable as error:
         raise Unavailable(f"{error.message} The same command goes on from here.") from None
+
+
+def _rows(bad: int) -> str:
+    return f"{bad} bad {'row' if bad == 1 else 'rows'}"
 
 
 def _progress() -> Progress:

@@ -12,7 +12,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from store_credit import ids, money
-from store_credit.cli.session import Session, actor, console, fail, plain, run
+from store_credit.cli.session import Session, actor, console, fail, plain, run, show
 from store_credit.cli.statement import Story, print_statement, tell, when
 from store_credit.fields import time_text
 from store_credit.ledger import queries
@@ -103,7 +103,7 @@ def list_lines(
     if as_json:
         typer.echo(json.dumps(rendering.listed(found, more, rendering.line)))
         return
-    console().print(_line_table(found))
+    show(_line_table(found))
     if more:
         typer.echo(f"There are more; --limit shows up to {LIST_LIMIT_MAX}.")
 

@@ -17,12 +17,12 @@ from store_credit.cli.audit import audit_books
 from store_credit.cli.session import (
     OF_OUTPUT,
     Session,
-    console,
     fail,
     moment,
     opened,
     plain,
     run,
+    show,
     told_in_one_sentence,
 )
 from store_credit.credentials import Role
@@ -211,7 +211,7 @@ def list_credentials() -> None:
             *(lines.when(moment) for moment in (found.created_at, found.disabled_at)),
             *(lines.when(moment) for moment in (found.expires_at, found.last_used_at)),
         )
-    console(wide=True).print(table)
+    show(table, wide=True)
 
 
 @credentials_app.command("disable")

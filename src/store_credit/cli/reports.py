@@ -18,7 +18,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from store_credit import money
-from store_credit.cli.session import Session, console, fail, moment, run
+from store_credit.cli.session import Session, console, fail, moment, not_in_future, run
 from store_credit.fields import time_text
 from store_credit.ledger import reports
 
@@ -129,6 +129,7 @@ def _read(
     """The rows, and as of when they are: now unless it is given."""
 
     async def work(session: Session) -> tuple[datetime, list[T]]:
+        await not_in_future(session, "--as-of", as_of)
         at = as_of or await session.ledger.now()
         return at, await session.database.read(read, at)
 

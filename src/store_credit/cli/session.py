@@ -13,8 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import typer
 from alembic.util import CommandError
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy import make_url
 
@@ -153,6 +155,20 @@ def moment(option: str, text: str | None) -> datetime | None:
         return instant(text) if text is not None else None
     except ValueError as error:
         fail(f"{option} {error}.")
+
+
+async def not_in_future(session: Session, option: str, moment: datetime | None) -> None:
+    """End the process with a sentence when the time that an option gave is yet to come."""
+    if moment is not None and moment > await session.ledger.now():
+        fail(f"{option} is in the future: what will be in the books then, nobody knows.")
+
+
+def show(table: Table, *, wide: bool = False) -> None:
+    """Print a table on standard output, or that there is nothing to be shown in it."""
+    if table.row_count:
+        console(wide=wide).print(table)
+    else:
+        typer.echo("There are none.")
 
 
 def fail(sentence: str) -> NoReturn:

@@ -192,8 +192,12 @@ def _what(story: Story, row: Row) -> str:
         EntryKind.RELEASED: f"Released {held} of session {session}"
         + (f", spent on order {order}" if order else ""),
         EntryKind.HOLD_EXPIRED: f"Hold of {held} expired, session {session}",
-        EntryKind.DEDUCTED: f"Spent on order {order}",
-        EntryKind.RETURNED: f"Returned from order {order}",
+        EntryKind.DEDUCTED: f"Spent on order {order}"
+        if row["amount"] < 0
+        else f"Moved away: order {order}",
+        EntryKind.RETURNED: f"Returned from order {order}"
+        if row["amount"] > 0
+        else f"Moved away: return, order {order}",
         EntryKind.EXPIRED: "Expired: written off",
         EntryKind.VOIDED: "Voided",
         EntryKind.WRITE_OFF_REVERSED: "Write-off reversed",

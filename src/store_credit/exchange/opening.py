@@ -26,6 +26,8 @@ from store_credit.responses import validation_problems
 REQUIRED_COLUMNS = ("customerId", "currency", "amount", "upstreamId")
 COLUMNS = (*REQUIRED_COLUMNS, "name", "expiresTime", "reason")
 ROWS_MAX = 1_000_000
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")
+"""What its byte order marks, which are no UTF-8, are read as."""
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
@@ -89,6 +91,10 @@ def _columns(header: list[str]) -> list[str]:
     found = [name.strip() for name in header]
     missing = [name for name in REQUIRED_COLUMNS if name not in found]
     unknown = [name for name in found if name not in COLUMNS]
+    if found and found[0].startswith(_UTF_16):
+        raise UnreadableFile("The file is in UTF-16: save it as CSV in UTF-8.")
+    if missing and len(found) == 1 and re.search(r"[;\t]", found[0]):
+        raise UnreadableFile("The cells must be separated by commas, with a point in amounts.")
     if missing:
         raise UnreadableFile(f"The first row must name the columns; missing: {', '.join(missing)}.")
     if unknown or len(set(found)) < len(found):

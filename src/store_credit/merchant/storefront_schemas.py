@@ -23,7 +23,9 @@ class OfferRequest(StrictRequest):
     amount: Amount | None = Field(
         None, description="Spread over lines; all that is there by default.", examples=[25]
     )
-    session_upstream_id: Identifier | None = None
+    session_upstream_id: Identifier | None = Field(
+        None, description="The merchant's own id of the session, to be kept with the offers."
+    )
     ttl: Annotated[int, Field(strict=True, ge=60, le=30 * 86_400)] | None = Field(
         None, description="Seconds until it expires; as long as a hold lives by default."
     )
