@@ -1,9 +1,9 @@
 """How fast the service is, measured on real server processes with full durability.
 
 In each round, one case after the other: a route without a database, then what Digital River and a
-merchant ask, and on PostgreSQL pgbench with the same work. Ratios are taken within a round, to what was
-measured shortly before; what is shown is the median of the rounds. Every answer is checked, and in the end
-the ledger is audited.
+merchant ask, and on PostgreSQL pgbench with the same work. Ratios are taken within a round, those to no
+database with what was measured last without one; what is shown is the median of the rounds. Every answer
+is checked, and in the end the ledger is audited.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _report(found: list[dict[str, Any]], options: argparse.Namespace) -> dict[st
     sender = bench_load.wrk() or "a client of our own"
     return {
         "machine": _machine(),
-        "load": f"median of {options.rounds} rounds of {options.seconds:g} s each, sent by {sender}",
+        "load": f"median of {options.rounds} rounds, mostly of {options.seconds:g} s, sent by {sender}",
         "rows": [row for part in found for row in part["rows"]],
         "goals": [goal for part in found for goal in part["goals"]],
     }
@@ -300,6 +300,7 @@ def _show(report: dict[str, Any]) -> None:
     console = Console(soft_wrap=True, highlight=False, width=TABLE_WIDTH)
     console.print(table)
     console.print(report["machine"], report["load"], sep="\n", markup=False)
+    console.print("What follows `no database, later` is compared with that.", markup=False)
     console.print("pgbench tells the mean, not p50 and p99.", markup=False)
     for goal in report["goals"]:
         console.print("met    " if goal["met"] else "not met", goal["goal"], "is", goal["measured"])

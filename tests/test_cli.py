@@ -838,7 +838,7 @@ class Demo:
 
         def invitation() -> str:
             assert self.process.poll() is None, self.output
-            return self.output.partition("yourself:\n")[2].partition("/webhook-events")[2] and self.output
+            return self.output.partition("yourself:\n")[2].partition("lines show")[2] and self.output
 
         return poll(invitation, START_SECONDS_MAX).partition("yourself:\n")[2]
 
@@ -863,10 +863,11 @@ def demo(tmp_path: Path) -> Any:
 @pytest.mark.skipif(
     not (shutil.which("curl") and shutil.which("openssl")), reason="the lines to paste use curl and openssl"
 )
-def test_the_lines_that_the_demo_prints_work_when_pasted(demo: Demo) -> None:
+def test_the_lines_that_the_demo_prints_work_when_pasted_anywhere(demo: Demo, tmp_path: Path) -> None:
     pasted = demo.wait_until_it_serves()
     ran = subprocess.run(
         ["sh", "-eu", "-c", pasted.replace("curl ", "curl -sS ")],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=START_SECONDS_MAX,

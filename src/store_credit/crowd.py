@@ -12,7 +12,7 @@ from store_credit.ledger.ledger import Ledger
 REFUSALS_PER_SECOND = 1_000
 """Who is refused asks again at once. At this pace, refusing takes about a tenth of a processor."""
 REFUSAL_SECONDS_MAX = 4.0
-"""No refusal waits longer for its turn. At the default number of connections, none waits for a second."""
+"""No refusal waits longer for its turn: to refuse thousands faster would cost the others."""
 
 READING_MAX = 128
 """So many requests that only read are let in within a turn of the event loop, for which all others wait."""

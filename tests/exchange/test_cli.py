@@ -73,6 +73,8 @@ def test_one_is_not_counted_as_many(sqlite_url: str, tmp_path: Path) -> None:
     result = cli("import", str(one), "--keep-going", url=sqlite_url)
     assert result.stdout == "1 line imported; 0 were there from an earlier import.\n"
     assert result.stderr.endswith("1 bad row was left out.\n")
+    again = cli("import", str(one), "--keep-going", url=sqlite_url)
+    assert again.stdout == "0 lines imported; 1 was there from an earlier import.\n"
 
 
 def test_keep_going_imports_the_good_rows(database_url: str, mixed: Path) -> None:

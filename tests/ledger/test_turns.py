@@ -15,7 +15,7 @@ from store_credit.direct import Fetch
 from store_credit.ledger import turns as module
 from store_credit.ledger.ledger import Ledger
 from store_credit.ledger.refusals import Unavailable
-from store_credit.ledger.turns import BATCH_MAX, CALLERS_MIN, Turns
+from store_credit.ledger.turns import BATCH_MAX, CALLERS_MIN, GROUP_MAX, Turns
 from store_credit.ledger.works import Pending, Result, Work
 from tests.making import POLICY, Clock, authorize, issue
 
@@ -132,6 +132,18 @@ async def test_many_callers_take_turns_in_two_groups(patient: None) -> None:
     assert second == others
     assert answered(first) == 20
     assert answered(second) == 0
+
+
+async def test_very_many_callers_take_turns_in_more_groups(patient: None) -> None:
+    turns, first = await busy_turns()
+    others = pendings(3 * GROUP_MAX)
+    add(turns, others)
+    serve(turns, first)
+
+    for begin in range(0, len(others), GROUP_MAX):
+        group = await turns.next()
+        assert group == others[begin : begin + GROUP_MAX]
+        serve(turns, group)
 
 
 async def test_a_group_that_is_not_complete_keeps_nobody_waiting(patient: None) -> None:

@@ -296,6 +296,9 @@ async def test_what_moved_to_another_line_is_told_on_both(shop: Shop, cli: Calla
     left = " ".join((await cli("show", "line-1", of="lines")).output.split())
     assert "Moved away: order order-1 +20.00" in left
     assert "Moved away: return, order order-1 -5.00" in left
+    period = " ".join((await cli("statement", "line-1", of="lines")).output.split())
+    assert "Moved away: deducted +20.00" in period
+    assert "Moved away: returned -5.00" in period
     arrived = " ".join((await cli("show", "line-2", of="lines")).output.split())
     assert "Spent on order order-1 -20.00" in arrived
     assert "Returned from order order-1 +5.00" in arrived
@@ -304,7 +307,9 @@ async def test_what_moved_to_another_line_is_told_on_both(shop: Shop, cli: Calla
 async def test_nothing_to_list_is_said(shop: Shop, cli: Callable[..., Any]) -> None:
     assert (await cli("list")).output == "There are none.\n"
     assert (await cli("list", of="lines")).output == "There are none.\n"
-    assert (await cli("list", of="credentials")).output == "There are none.\n"
+    assert (await cli("list", of="credentials")).output == "There are none in the database.\n"
+    assert (await cli(of="decisions")).output == "There are none.\n"
+    assert (await cli("activity", of="report")).output == "There are none.\n"
 
 
 async def test_events_are_dismissed_and_erased(shop: Shop, cli: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Connection, func, select
 
-from store_credit.cli.session import Session, fail, not_in_future, plain, run
+from store_credit.cli.session import Session, counted, fail, plain, run
 from store_credit.fields import time_text
 from store_credit.ledger.audit import Finding, audit
 from store_credit.ledger.digest import Digest, digest
@@ -28,7 +28,6 @@ def audit_books(*, with_digest: bool, as_of: datetime | None, metrics: Path | No
     """
 
     async def work(session: Session) -> int:
-        await not_in_future(session, "--as-of", as_of)
         lines = await session.database.read(_count_lines)
         with _progress(lines) as on_line:
             count = await session.database.read(_audit, on_line, with_digest, as_of)
@@ -69,7 +68,7 @@ def _audit(
     for finding in audit(connection, on_line=on_line):
         count += 1
         _print_finding(finding)
-    typer.echo("The books are right." if count == 0 else f"{count} finding{'s' if count > 1 else ''}.")
+    typer.echo("The books are right." if count == 0 else f"{counted(count, 'finding')}.")
     if with_digest:
         _print_digest(digest(connection, as_of), as_of)
     return count

@@ -206,6 +206,7 @@ def _invitation(port: int, environment: dict[str, str]) -> str:
     asked = json.dumps({"sessionId": "my-session", "amount": 25, "upstreamId": UPSTREAM_ID})
     body = shlex.quote(json.dumps(_order_event("my-event", "my-order", "my-source", "my-session", 25)))
     database = shlex.quote(environment["STORE_CREDIT_DATABASE_URL"])
+    show = shlex.join([*_COMMAND, "lines", "show", UPSTREAM_ID])
     json_body = "-H 'Content-Type: application/json' -d"
     return f"""The service keeps running; Ctrl-C ends it. Now play Digital River's part yourself:
 
@@ -225,16 +226,8 @@ curl {url}/webhooks/digital-river -H "{signature.HEADER}: $now, $sign" {json_bod
 curl -u {merchant} '{url}/credit-lines?upstreamId={UPSTREAM_ID}'
 curl -u {merchant} {url}/decisions
 curl -u {merchant} {url}/webhook-events
-export STORE_CREDIT_DATABASE_URL={database}
-{_typed_command()} lines show {UPSTREAM_ID}
+STORE_CREDIT_DATABASE_URL={database} {show}
 """
-
-
-def _typed_command() -> str:
-    """`store-credit` as it is found from here."""
-    installed = Path(sys.executable).with_name("store-credit")
-    below = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
-    return shlex.quote(str(below))
 
 
 def _show(what: str, body: str) -> None:

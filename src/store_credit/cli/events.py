@@ -91,7 +91,7 @@ def apply_event(
 ) -> None:
     """Apply an event again, or to a named line. A source on the wrong line moves to the named one.
 
-    The exit code is 1 when something in it still waits for an operator.
+    The exit code is 1 when something in it is not booked yet, be it another source: unmatched or failed.
     """
     if source is not None and line is None:
         fail("A source is assigned to a line: name it with --line.")
@@ -170,12 +170,16 @@ async def _catch_up(session: Session, since: datetime, starting_after: str | Non
         with _progress() as progress:
             task = progress.add_task("events", total=None)
 
-            def show(reached: catch_up.Tally) -> None:
+            def note(reached: catch_up.Tally) -> None:
                 nonlocal tally
                 tally = reached
                 progress.update(task, completed=reached.seen)
 
-            more: Any = {"starting_after": starting_after, "live_mode": chosen.live_mode, "on_event": show}
+            more: Any = {
+                "starting_after": starting_after,
+                "live_mode": chosen.live_mode,
+                "on_event": note,
+            }
             async with catch_up.client(chosen.dr_api_url, chosen.dr_api_key.get_secret_value()) as api:
                 await catch_up.catch_up(session.ledger, api, since, **more)
     finally:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from store_credit.cli.session import Session, actor, fail, plain, run
+from store_credit.cli.session import Session, actor, counted, fail, plain, run
 from store_credit.exchange import books, exporting, importing
 from store_credit.exchange.importing import Checked, Issued
 from store_credit.exchange.opening import Problem, UnreadableFile
@@ -76,12 +76,12 @@ def import_lines(
     except UnreadableFile as error:
         fail(str(error))
     if issued is None:
-        fail(f"Nothing was imported: {_rows(checked.bad)}.")
+        fail(f"Nothing was imported: {counted(checked.bad, 'bad row')}.")
     present = checked.present + issued.present
-    lines, were = "line" if issued.issued == 1 else "lines", "was" if present == 1 else "were"
-    typer.echo(f"{issued.issued} {lines} imported; {present} {were} there from an earlier import.")
+    done = counted(issued.issued, "line")
+    typer.echo(f"{done} imported; {present} {_were(present)} there from an earlier import.")
     if bad := checked.bad + issued.refused:
-        typer.echo(f"{_rows(bad)} {'was' if bad == 1 else 'were'} left out.", err=True)
+        typer.echo(f"{counted(bad, 'bad row')} {_were(bad)} left out.", err=True)
         raise typer.Exit(1)
 
 
@@ -103,8 +103,8 @@ async def _import(
         raise Unavailable(f"{error.message} The same command goes on from here.") from None
 
 
-def _rows(bad: int) -> str:
-    return f"{bad} bad {'row' if bad == 1 else 'rows'}"
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _progress() -> Progress:

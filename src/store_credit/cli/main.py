@@ -211,7 +211,7 @@ def list_credentials() -> None:
             *(lines.when(moment) for moment in (found.created_at, found.disabled_at)),
             *(lines.when(moment) for moment in (found.expires_at, found.last_used_at)),
         )
-    show(table, wide=True)
+    show(table, wide=True, none="There are none in the database.")
 
 
 @credentials_app.command("disable")

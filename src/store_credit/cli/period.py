@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from store_credit import money
 from store_credit.cli.session import Session, console, fail, moment, plain, run
-from store_credit.cli.statement import when
+from store_credit.cli.statement import has_moved, when
 from store_credit.fields import time_text
 from store_credit.ledger import queries, reports
 from store_credit.ledger.queries import LineFigures
@@ -90,7 +90,8 @@ def _table(line: LineFigures, found: Statement, start: datetime | None, until: d
     table.add_column("Why", overflow="fold")
     table.add_row(when(start), "Opening balance", "", shown(found.opening), "")
     for row in found.movements:
-        what = row["kind"].replace("_", " ").capitalize()
+        kind = row["kind"].replace("_", " ")
+        what = f"Moved away: {kind}" if has_moved(row["kind"], row["amount"]) else kind.capitalize()
         why = plain(row["reason"] or "")
         table.add_row(
             when(row["created_at"]), what, shown(row["amount"], "+"), shown(row["balance_after"]), why

@@ -18,7 +18,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from store_credit import money
-from store_credit.cli.session import Session, console, fail, moment, not_in_future, run
+from store_credit.cli.session import Session, fail, moment, not_in_future, run, show
 from store_credit.fields import time_text
 from store_credit.ledger import reports
 
@@ -155,7 +155,7 @@ def _tell(
         writer.writerow([column.name for column in columns])
         writer.writerows([_text(column, row, "") for column in columns] for row in rows)
     else:
-        console(wide=True).print(_table(columns, rows))
+        show(_table(columns, rows), wide=True)
 
 
 def _numbers(columns: Sequence[Column], row: Any) -> dict[str, Any]:

@@ -157,18 +157,23 @@ def moment(option: str, text: str | None) -> datetime | None:
         fail(f"{option} {error}.")
 
 
-async def not_in_future(session: Session, option: str, moment: datetime | None) -> None:
+async def not_in_future(session: Session, option: str, at: datetime | None) -> None:
     """End the process with a sentence when the time that an option gave is yet to come."""
-    if moment is not None and moment > await session.ledger.now():
+    if at is not None and at > await session.ledger.now():
         fail(f"{option} is in the future: what will be in the books then, nobody knows.")
 
 
-def show(table: Table, *, wide: bool = False) -> None:
-    """Print a table on standard output, or that there is nothing to be shown in it."""
+def counted(number: int, noun: str) -> str:
+    """Such as `1 row` and `2 rows`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def show(table: Table, *, wide: bool = False, none: str = "There are none.") -> None:
+    """Print a table on standard output, or a sentence when there is nothing in it."""
     if table.row_count:
         console(wide=wide).print(table)
     else:
-        typer.echo("There are none.")
+        typer.echo(none)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -95,6 +95,11 @@ def when(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if moment else ""
 
 
+def has_moved(kind: str, amount: int) -> bool:
+    """Whether an entry undoes what an order spent, or what came back of it: that is on another line now."""
+    return amount > 0 if kind == EntryKind.DEDUCTED else amount < 0 and kind == EntryKind.RETURNED
+
+
 def _facts(story: Story) -> Table:
     line, row = story.line, story.line.row
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -182,6 +187,7 @@ def _what(story: Story, row: Row) -> str:
     session = story.holds.get(row["hold_id"] or "", {}).get("session_id")
     spent = story.deductions.get(row["deduction_id"] or "", {})
     order = spent.get("order_id") or spent.get("source_id")
+    moved = has_moved(row["kind"], row["amount"])
     held = f"{money.to_decimal(abs(row['held']), story.line.row['currency']):,}"
     return {
         EntryKind.ISSUED: "Issued",
@@ -192,12 +198,8 @@ def _what(story: Story, row: Row) -> str:
         EntryKind.RELEASED: f"Released {held} of session {session}"
         + (f", spent on order {order}" if order else ""),
         EntryKind.HOLD_EXPIRED: f"Hold of {held} expired, session {session}",
-        EntryKind.DEDUCTED: f"Spent on order {order}"
-        if row["amount"] < 0
-        else f"Moved away: order {order}",
-        EntryKind.RETURNED: f"Returned from order {order}"
-        if row["amount"] > 0
-        else f"Moved away: return, order {order}",
+        EntryKind.DEDUCTED: f"{'Moved away:' if moved else 'Spent on'} order {order}",
+        EntryKind.RETURNED: f"{'Moved away: return,' if moved else 'Returned from'} order {order}",
         EntryKind.EXPIRED: "Expired: written off",
         EntryKind.VOIDED: "Voided",
         EntryKind.WRITE_OFF_REVERSED: "Write-off reversed",

@@ -27,7 +27,7 @@ REQUIRED_COLUMNS = ("customerId", "currency", "amount", "upstreamId")
 COLUMNS = (*REQUIRED_COLUMNS, "name", "expiresTime", "reason")
 ROWS_MAX = 1_000_000
 _UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")
-"""What its byte order marks, which are no UTF-8, are read as."""
+"""As what the byte order marks of UTF-16 are read, which are no UTF-8."""
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?")
 
 

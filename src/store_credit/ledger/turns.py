@@ -3,10 +3,10 @@
 Callers that are answered together ask again together. So after a batch of several, a transaction waits a
 moment for its callers to come back, or the first of them would be served alone.
 
-While the database works, the process has nothing to do. Therefore many callers are served in two groups
-that take turns: a complete group begins before the other one is answered, whose answers go out and whose
-next requests are read while the database works. When the database is so slow that it is the one to be
-waited for, all are served together, as few transactions are best then.
+While the database works, the process has nothing to do. Therefore many callers are served in groups,
+mostly two, that take turns: a complete group begins before the other one is answered, whose answers go out
+and whose next requests are read while the database works. When the database is so slow that it is the one
+to be waited for, all are served together, as few transactions are best then.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections import deque
 from store_credit.ledger.works import Answer, Pending, answer, waiting
 
 BATCH_MAX = 256
+GROUP_MAX = 96
+"""Of a group: while it is in the database, the process shall not run out of others."""
 COMMANDS_MAX = 512
 """After so many a batch takes no more works: an event may have hundreds of them."""
 CALLERS_MIN = 16
@@ -96,7 +98,7 @@ class Turns:
         self._kept += answers
         callers = len(answers) + len(self._queue)
         in_groups = self._are_groups_faster(callers, len(answers))
-        self._most = min((callers + 1) // 2, BATCH_MAX) if in_groups else BATCH_MAX
+        self._most = min((callers + 1) // 2, GROUP_MAX) if in_groups else BATCH_MAX
         self._wanted = min(callers if callers >= CALLERS_MIN else len(answers), self._most)
         if not in_groups or len(self._queue) < self._wanted:
             self.tell()
