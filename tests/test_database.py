@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from store_credit.database import Database, InvalidUrl, connect
 from store_credit.failures import CommitFailed, is_passing, is_race
+
+Write = Callable[..., Awaitable[Any]]
 
 
 def leave(connection: Connection, name: str) -> str:
@@ -23,20 +26,30 @@ def names(connection: Connection) -> list[str]:
     return list(connection.scalars(text("SELECT id FROM source ORDER BY id")))
 
 
-async def test_what_a_write_returns_is_committed(database: Database) -> None:
-    assert await database.write(leave, "a") == "a"
-    assert await database.read(names) == ["a"]
+@pytest.fixture(params=["write", "write_briefly"])
+def write(request: pytest.FixtureRequest, database: Database) -> Write:
+    """Both ways to write."""
+    way: Write = getattr(database, request.param)
+    return way
 
 
-async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
+async def test_what_a_write_returns_is_committed(write: Write, database: Database) -> None:
+    assert await write(leave, "a") == "a"
+    assert await write(leave, "b") == "b"
+    assert await database.read(names) == ["a", "b"]
+
+
+async def test_a_write_that_raises_leaves_nothing(write: Write, database: Database) -> None:
     def fail(connection: Connection) -> None:
-        leave(connection, "a")
+        leave(connection, "b")
         raise ZeroDivisionError
 
+    await write(leave, "a")
     with pytest.raises(ZeroDivisionError):
-        await database.write(fail)
+        await write(fail)
+    await write(leave, "c")
 
-    assert await database.read(names) == []
+    assert await database.read(names) == ["a", "c"]
 
 
 async def test_a_read_can_not_write(database: Database) -> None:
@@ -46,7 +59,8 @@ async def test_a_read_can_not_write(database: Database) -> None:
     assert await database.read(names) == []
 
 
-async def test_a_failing_commit_hands_over_what_it_would_have_given(database: Any) -> None:
+async def test_a_failing_commit_hands_over_what_it_would_have_given(database: Any, write: Write) -> None:
+    await write(names)
     engine = database._writer if database.dialect == "sqlite" else database._engine.sync_engine
 
     @event.listens_for(engine, "commit", once=True)
@@ -54,10 +68,12 @@ async def test_a_failing_commit_hands_over_what_it_would_have_given(database: An
         raise ConnectionResetError
 
     with pytest.raises(CommitFailed) as failed:
-        await database.write(leave, "a")
+        await write(leave, "a")
+    await write(leave, "b")
 
     assert failed.value.result == "a"
     assert is_passing(failed.value)
+    assert await database.read(names) == ["b"]
 
 
 async def test_a_name_taken_meanwhile_is_a_race_on_postgresql(database: Database) -> None:

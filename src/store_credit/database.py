@@ -1,9 +1,9 @@
 """Engines and transactions; the one place that knows how SQLite and PostgreSQL differ in running them.
 
 All SQL of the service is written as plain functions of a `Connection`. On PostgreSQL they run over
-asyncpg inside the event loop; on SQLite over the standard driver in threads of their own: one for the
-only writer, so that writes queue fairly, and some for readers. Either way a transaction costs
-the loop one hand-over, not one a statement.
+asyncpg inside the event loop; on SQLite over the standard driver: one connection writes, some read, in
+threads of their own. Either way a transaction costs the loop one hand-over, not one a statement. What
+writes briefly runs in the event loop on SQLite too, but for what waits there, for a lock or for the disk.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from store_credit import direct
 from store_credit.direct import Fetch, OwnConnection
-from store_credit.failures import CommitFailed
+from store_credit.failures import CommitFailed, is_busy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,6 +68,11 @@ class Database(Protocol):
         function unread.
         """
 
+    async def write_briefly(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, for what takes milliseconds: on SQLite nothing else is done meanwhile."""
+
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
         """Run a function whose statements commit by themselves, one after the other. Of PostgreSQL only.
 
@@ -112,11 +118,17 @@ def _driver_query(query: Mapping[str, Any]) -> dict[str, Any]:
 def _transact(connection: Connection, function: Callable[[Connection], T]) -> T:
     with connection.begin() as transaction:
         result = function(connection)
-        try:
-            transaction.commit()
-        except Exception as error:
-            raise CommitFailed(result) from error
+        _commit(transaction, result)
     return result
+
+
+def _commit(transaction: RootTransaction, result: object) -> None:
+    try:
+        transaction.commit()
+    except Exception as error:
+        # Nobody knows what it is in the midst of, and the engine would not even roll it back.
+        transaction.connection.invalidate()
+        raise CommitFailed(result) from error
 
 
 class PostgresqlDatabase:
@@ -177,6 +189,11 @@ class PostgresqlDatabase:
         async with self._engine.connect() as connection:
             return await connection.run_sync(_transact, lambda c: function(c, *args, **kwargs))
 
+    async def write_briefly(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self.write(function, *args, **kwargs)
+
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
         return await self._at_once.use(function)
 
@@ -226,6 +243,7 @@ class SqliteDatabase:
     def __init__(self, url: Any) -> None:
         self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
         self._reader = _sqlite_engine(url, begin="BEGIN", connections=READERS, read_only=True)
+        self._alone = asyncio.Lock()
         self._writing: Connection | None = None
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._reader_threads = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
@@ -242,17 +260,68 @@ class SqliteDatabase:
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        def run() -> T:
-            # It is kept: to take a connection and to give it back takes as long as some works do.
-            connection = self._writing = self._writing or self._writer.connect()
-            try:
-                return _transact(connection, lambda c: function(c, *args, **kwargs))
-            except BaseException:
-                self._writing = None
-                connection.close()
-                raise
+        async with self._alone:
+            return await self._in_writer_thread(self._transact, lambda c: function(c, *args, **kwargs))
 
-        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
+    async def write_briefly(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        async with self._alone:
+            try:
+                transaction = self._begin_unless_locked()
+                if transaction is None:
+                    return await self._in_writer_thread(
+                        self._transact, lambda c: function(c, *args, **kwargs)
+                    )
+                result = function(transaction.connection, *args, **kwargs)
+                await self._in_writer_thread(_commit, transaction, result)
+            except BaseException:
+                self._give_up()
+                raise
+            return result
+
+    def _transact(self, function: Callable[[Connection], T]) -> T:
+        # It is kept: to take a connection and to give it back takes as long as some works do.
+        self._writing = self._writing or self._writer.connect()
+        try:
+            return _transact(self._writing, function)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _begin_unless_locked(self) -> RootTransaction | None:
+        """A transaction, unless there is no connection yet, or another process writes just now."""
+        if self._writing is None:
+            return None
+        direct.run(self._writing, "PRAGMA busy_timeout = 0")
+        try:
+            return self._writing.begin()
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                raise
+            return None
+        finally:
+            direct.run(self._writing, f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+    def _give_up(self) -> None:
+        if self._writing is not None:
+            self._writing.close()
+        self._writing = None
+
+    async def _in_writer_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Who is cancelled waits for its end: nobody else may use the connection before."""
+        run = partial(function, *args, **kwargs)
+        running = asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            running.exception()  # Or asyncio complains that nobody asked for it.
+            raise cancelled
+        return running.result()
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
         raise NotImplementedError("SQLite has one writer, and no trips to save")

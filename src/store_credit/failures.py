@@ -82,8 +82,7 @@ def is_passing(error: BaseException) -> bool:
         return True
     orig = of_driver(error)
     if isinstance(orig, sqlite3.Error):
-        name = getattr(orig, "sqlite_errorname", "") or ""
-        return name.removeprefix("SQLITE_").startswith(_PASSING_SQLITE_ERRORS)
+        return _sqlite_name(orig).startswith(_PASSING_SQLITE_ERRORS)
     sqlstate = _sqlstate(error)
     if sqlstate is None:
         # A driver error without a state speaks of the connection, unless it is about a value.
@@ -123,11 +122,16 @@ def is_locked(error: BaseException) -> bool:
     return _sqlstate(error) == _LOCK_TIMEOUT
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether another process was writing to SQLite, for longer than was waited for."""
+    return _sqlite_name(error).startswith("BUSY")
+
+
 def complaint(error: BaseException) -> str:
     """What is the matter with the database, in a few words for an operator: it "does not answer"."""
     state = _sqlstate(error) or ""
-    name = str(getattr(of_driver(error), "sqlite_errorname", None) or "").removeprefix("SQLITE_")
-    found = (words for prefix, words in _COMPLAINTS.items() if (state or name).startswith(prefix))
+    name = state or _sqlite_name(error)
+    found = (words for prefix, words in _COMPLAINTS.items() if name.startswith(prefix))
     return next(found, "does not answer")
 
 
@@ -141,6 +145,11 @@ def of_driver(error: BaseException) -> BaseException | None:
 def _sqlstate(error: BaseException) -> str | None:
     state = getattr(of_driver(error), "sqlstate", None)
     return str(state) if state is not None else None
+
+
+def _sqlite_name(error: BaseException) -> str:
+    """SQLite's name for an error, without what all begin with; empty if it is none of SQLite's."""
+    return str(getattr(of_driver(error), "sqlite_errorname", None) or "").removeprefix("SQLITE_")
 
 
 def _is_about_a_value(error: BaseException | None) -> bool:

@@ -53,11 +53,13 @@ class Faulty:
     async def read(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return await self._database.read(function, *args, **kwargs)
 
-    async def write(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def write_briefly(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return await self._suffer(
-            lambda: self._database.write(function, *args, **kwargs),
+            lambda: self._database.write_briefly(function, *args, **kwargs),
             lambda: self._roll_back(function, *args, **kwargs),
         )
+
+    write = write_briefly
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[Any]]) -> Any:
         async def roll_back(fetch: Fetch) -> Any:
@@ -108,6 +110,6 @@ class Faulty:
             raise _RolledBack(function(connection, *args, **kwargs))
 
         try:
-            await self._database.write(run)
+            await self._database.write_briefly(run)
         except _RolledBack as rolled_back:
             return rolled_back.result

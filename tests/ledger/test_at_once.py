@@ -46,9 +46,9 @@ class Watched:
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         return await self._database.read(function, *args)
 
-    async def write(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def write_briefly(self, function: Callable[..., Any], *args: Any) -> Any:
         self.transactions += 1
-        return await self._database.write(function, *args)
+        return await self._database.write_briefly(function, *args)
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[Any]]) -> Any:
         async def watched(fetch: Fetch) -> Any:
@@ -369,7 +369,7 @@ class TwoDoubts:
 
         return await self._database.at_once(lose)
 
-    async def write(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def write_briefly(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._is_second:
             self._is_second = False
             raise CommitFailed(await self._second(function, *args))
@@ -377,7 +377,7 @@ class TwoDoubts:
             with contextlib.suppress(asyncpg.UniqueViolationError):
                 await begin()
         self._late.clear()
-        answers = await self._database.write(function, *args)
+        answers = await self._database.write_briefly(function, *args)
         if self._loses_third:
             self._loses_third = False
             raise CommitFailed(answers)
@@ -386,7 +386,7 @@ class TwoDoubts:
     async def _second(self, function: Callable[..., Any], *args: Any) -> Any:
         await self._meanwhile()
         if self._commits_second:
-            return await self._database.write(function, *args)
+            return await self._database.write_briefly(function, *args)
         answers: list[Any] = []
 
         def undo(connection: Connection) -> None:
@@ -394,7 +394,7 @@ class TwoDoubts:
             raise ZeroDivisionError
 
         with contextlib.suppress(ZeroDivisionError):
-            await self._database.write(undo)
+            await self._database.write_briefly(undo)
         return answers[0]
 
 

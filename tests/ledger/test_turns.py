@@ -235,8 +235,8 @@ class Hanging:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def write(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await self._hang(self._database.write(function, *args))
+    async def write_briefly(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await self._hang(self._database.write_briefly(function, *args))
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[Any]]) -> Any:
         return await self._hang(self._database.at_once(function))

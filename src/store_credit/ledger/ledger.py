@@ -233,7 +233,7 @@ class Ledger:
             answers = await self.database.at_once(partial(self._run_at_once, batch, needs, marker_id))
             if answers is not None:
                 return answers
-        return await self.database.write(partial(self._run, batch, needs, marker_id, doubtful))
+        return await self.database.write_briefly(partial(self._run, batch, needs, marker_id, doubtful))
 
     async def _run_at_once(
         self, pendings: list[Pending], needs: Needs, marker_id: str, fetch: Fetch
