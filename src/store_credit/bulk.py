@@ -81,7 +81,8 @@ def _grouped(records: Iterable[Record]) -> list[_Group]:
     written: dict[tuple[Table, object], int] = {}
     for table, row, conflict in records:
         shape = (table, conflict, tuple(row))
-        key = row[_key(table)] if len(table.primary_key.columns) == 1 else None
+        name = _only_key(table)
+        key = row[name] if name is not None else None
         place = newest.get(shape, -1)
         if place < written.get((table, key), 0):
             place = newest[shape] = len(groups)
@@ -185,11 +186,18 @@ def _on_conflict(table: Table, names: tuple[str, ...], conflict: Conflict) -> st
     return f" ON CONFLICT ({_key(table)}) DO UPDATE SET {sets}"
 
 
-@cache
 def _key(table: Table) -> str:
-    """The primary key of a table whose rows can change; it is one column."""
-    [column] = table.primary_key.columns
-    return str(column.name)
+    """The primary key of a table whose rows can change."""
+    name = _only_key(table)
+    assert name is not None, "rows that can change have one column as their key"
+    return name
+
+
+@cache
+def _only_key(table: Table) -> str | None:
+    """The column that is the primary key, if it is one column."""
+    columns = list(table.primary_key.columns)
+    return str(columns[0].name) if len(columns) == 1 else None
 
 
 def _replaced(table: Table, names: tuple[str, ...]) -> list[str]:
@@ -220,11 +228,10 @@ def _parameters(
     if conflict == "update":
         # The key comes last and is not set: to set it, SQLite would look for all rows that refer to it.
         names = (*_replaced(table, names), _key(table))
-        rows = [{name: row[name] for name in names} for row in rows]
     moments = _moments(table, names)
     found = []
     for row in rows:
-        values = list(row.values())
+        values = [row[name] for name in names]
         for i in moments:
             if values[i] is not None:
                 values[i] = sqlite_time(values[i])

@@ -5,10 +5,14 @@ A `Desk` holds a whole ledger in memory; amounts in commands are decimals, figur
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from store_credit.ledger.commands import Policy
 from store_credit.ledger.journal import entry_hash
@@ -591,3 +595,34 @@ def test_an_entry_s_hash_is_what_it_was_in_earlier_versions() -> None:
     )
 
     assert entry_hash(entry) == "a1d6bf57befe17c837b2a1ca98af0c40260f30b2b36bacbdc7ae0e7230311696"
+
+
+@given(reason=st.text(), amount=st.integers(-(2**63), 2**63 - 1))
+@example(reason="\x7f", amount=0)
+@example(reason='\x00\x1f\b\t\n\f\r"\\/', amount=0)
+@example(reason="caf\u00e9 \U0001f600", amount=0)
+def test_an_entry_s_hash_is_of_its_fields_as_python_s_own_json_in_ascii(reason: str, amount: int) -> None:
+    """Journals outlive encoders: whichever writes that text, it must be the same."""
+    entry = Entry(
+        line_id="cl_1",
+        seq=2,
+        kind=EntryKind.HELD,
+        amount=0,
+        held=amount,
+        balance_after=700,
+        held_after=50,
+        created_at=datetime(2026, 11, 27, 12, tzinfo=UTC),
+        actor="digital-river",
+        hold_id="hold_1",
+        deduction_id=None,
+        event_id=None,
+        reason=reason,
+        idempotency_key=None,
+        previous_hash="0" * 64,
+        hash="",
+    )
+    told = [*entry[:-1]]
+    told[Entry._fields.index("created_at")] = "2026-11-27T12:00:00.000000+00:00"
+    text = json.dumps(told, ensure_ascii=True, separators=(",", ":"))
+
+    assert entry_hash(entry) == hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -10,6 +10,9 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
+
+import orjson
 
 from store_credit.ledger.commands import Cause
 from store_credit.ledger.state import Entry, EntryKind, Line
@@ -79,7 +82,13 @@ def entry_hash(entry: Entry) -> str:
     """SHA-256, in hex, of the previous hash and every field of the entry, in a fixed order."""
     fields = [*entry[:-1]]
     fields[_TIME] = _time_text(entry.created_at)
-    return hashlib.sha256(_encode(fields).encode("ascii")).hexdigest()
+    return hashlib.sha256(_encoded(fields)).hexdigest()
+
+
+def _encoded(fields: list[Any]) -> bytes:
+    """JSON in ASCII. What holds nothing else is faster told by orjson, in the very same bytes."""
+    text = orjson.dumps(fields)
+    return text if text.isascii() and b"\x7f" not in text else _encode(fields).encode("ascii")
 
 
 @lru_cache(maxsize=1_024)

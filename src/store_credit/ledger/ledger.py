@@ -116,7 +116,8 @@ class Ledger:
         self._turns.add(pending)
         if self._drain is None:
             self._drain = loop.create_task(self._serve_queue())
-        return await self._deadlines.keep(pending)
+        self._deadlines.keep(pending)
+        return await pending.future
 
     async def now(self) -> datetime:
         """The time that the rules go by."""

@@ -83,19 +83,16 @@ class Deadlines:
         self._kept: deque[Pending] = deque()
         self._alarm: asyncio.TimerHandle | None = None
 
-    async def keep(self, pending: Pending) -> Result:
-        """The result of the work. Raises what it failed with, and Unavailable when its deadline passes.
+    def keep(self, pending: Pending) -> None:
+        """The work's caller gets Unavailable when its deadline passes without an answer.
 
         Deadlines must come in the order of the calls.
         """
+        while self._kept and self._kept[0].future.done():
+            self._kept.popleft()
         self._kept.append(pending)
         if self._alarm is None:
             self._set_alarm()
-        try:
-            return await pending.future
-        finally:
-            while self._kept and self._kept[0].future.done():
-                self._kept.popleft()
 
     def close(self) -> None:
         if self._alarm is not None:
