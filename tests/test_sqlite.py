@@ -17,6 +17,8 @@ from sqlalchemy.exc import OperationalError
 from store_credit import database as database_module
 from store_credit.database import SqliteDatabase, connect
 from store_credit.failures import is_busy
+from store_credit.ledger.ledger import Ledger, Record
+from tests.making import POLICY, Clock, authorize, issue
 
 SECONDS_MAX = 30
 """For what should take none."""
@@ -83,6 +85,81 @@ async def test_the_loop_writes_and_does_not_wait_for_the_disk(database: SqliteDa
     assert commits.threads != threads
 
 
+async def test_whoever_was_answered_goes_on_before_the_next_one_writes(database: SqliteDatabase) -> None:
+    happened: list[str] = []
+    answer = asyncio.get_running_loop().create_future()
+
+    async def wait() -> None:
+        await answer
+        happened.append("went on")
+
+    waiting = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    await database.write_briefly(lambda _: happened.append("wrote"))
+    await waiting
+
+    assert happened == ["went on", "wrote"]
+
+
+async def test_to_connect_is_none_of_the_loop_s_work(sqlite_url: str) -> None:
+    """It may have to wait for another process."""
+    database: Any = connect(sqlite_url)
+    threads: list[threading.Thread] = []
+    event.listen(database._writer, "connect", lambda *_: threads.append(threading.current_thread()))
+
+    assert await database.write_briefly(leave, "a") == "a"
+    await database.close()
+
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+async def test_a_connection_that_can_not_even_roll_back_is_given_up(database: Any) -> None:
+    @event.listens_for(database._writer, "rollback", once=True)
+    def fail(_connection: Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def refuse(_connection: Connection) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(sqlite3.OperationalError):
+        await database.write_briefly(refuse)
+
+    assert await database.write_briefly(leave, "b") == "b"
+    assert await database.read(names) == ["b"]
+
+
+@pytest.mark.parametrize("way", ["write", "write_briefly"])
+async def test_what_queues_is_written_before_the_end(sqlite_url: str, way: str) -> None:
+    database: Any = connect(sqlite_url)
+    queued = [asyncio.ensure_future(getattr(database, way)(leave, name)) for name in "abcd"]
+    await asyncio.sleep(0)
+    await database.close()
+
+    assert await asyncio.gather(*queued) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("commands", "is_in_loop"), [(1, True), (256, True), (257, False)])
+async def test_the_ledger_s_batches_are_brief_but_for_the_largest(
+    database: SqliteDatabase, commands: int, is_in_loop: bool
+) -> None:
+    ledger = Ledger(database, POLICY, clock=Clock(), deadline_seconds=30)
+    threads: list[threading.Thread] = []
+
+    def record(*_: object) -> list[Record]:
+        threads.append(threading.current_thread())
+        return []
+
+    await ledger.execute(issue(100_00))
+    asked = [authorize("0.01", session_id=f"session-{number}") for number in range(commands)]
+    result = await ledger.execute(*asked, record=record)
+    await ledger.close()
+
+    assert all(outcome.accepted for outcome in result.outcomes)
+    assert [thread is threading.current_thread() for thread in threads] == [is_in_loop]
+
+
 async def test_a_lock_of_another_process_is_waited_for_beside_the_loop(
     database: SqliteDatabase, stranger: sqlite3.Connection
 ) -> None:
@@ -91,6 +168,7 @@ async def test_a_lock_of_another_process_is_waited_for_beside_the_loop(
     writing = asyncio.ensure_future(database.write_briefly(leave, "a"))
     assert await database.read(names) == []
     assert time.perf_counter() - started < database_module.BUSY_TIMEOUT_MS / 1_000
+    await asyncio.wait([writing], timeout=0.1)
     assert not writing.done()
     stranger.execute("COMMIT")
 

@@ -1,9 +1,10 @@
 """Engines and transactions; the one place that knows how SQLite and PostgreSQL differ in running them.
 
 All SQL of the service is written as plain functions of a `Connection`. On PostgreSQL they run over
-asyncpg inside the event loop; on SQLite over the standard driver: one connection writes, some read, in
-threads of their own. Either way a transaction costs the loop one hand-over, not one a statement. What
-writes briefly runs in the event loop on SQLite too, but for what waits there, for a lock or for the disk.
+asyncpg inside the event loop; on SQLite over the standard driver in threads of their own: one for the
+only writer, some for readers. Either way a transaction costs the loop one hand-over, not one a statement.
+Brief writes to SQLite run in the event loop; only COMMIT, and waiting for another process, are left to the
+writer's thread.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Database(Protocol):
     async def write_briefly(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """As `write`, for what takes milliseconds: on SQLite nothing else is done meanwhile."""
+        """As `write`, for what takes milliseconds: on SQLite the event loop itself runs it."""
 
     async def at_once(self, function: Callable[[Fetch], Awaitable[T]]) -> T:
         """Run a function whose statements commit by themselves, one after the other. Of PostgreSQL only.
@@ -126,7 +127,7 @@ def _commit(transaction: RootTransaction, result: object) -> None:
     try:
         transaction.commit()
     except Exception as error:
-        # Nobody knows what it is in the midst of, and the engine would not even roll it back.
+        # The connection may still be in the transaction, and the engine would not roll it back.
         transaction.connection.invalidate()
         raise CommitFailed(result) from error
 
@@ -267,6 +268,8 @@ class SqliteDatabase:
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         async with self._alone:
+            # Whoever was just answered goes on before, and not after all that this does.
+            await asyncio.sleep(0)
             try:
                 transaction = self._begin_unless_locked()
                 if transaction is None:
@@ -290,7 +293,10 @@ class SqliteDatabase:
             raise
 
     def _begin_unless_locked(self) -> RootTransaction | None:
-        """A transaction, unless there is no connection yet, or another process writes just now."""
+        """A transaction, unless there is no connection yet, or another process writes just now.
+
+        How long a lock is waited for is the connection's, also when it comes back from the pool.
+        """
         if self._writing is None:
             return None
         direct.run(self._writing, "PRAGMA busy_timeout = 0")
@@ -304,12 +310,15 @@ class SqliteDatabase:
             direct.run(self._writing, f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def _give_up(self) -> None:
-        if self._writing is not None:
-            self._writing.close()
-        self._writing = None
+        given_up, self._writing = self._writing, None
+        if given_up is not None:
+            given_up.close()
 
     async def _in_writer_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Who is cancelled waits for its end: nobody else may use the connection before."""
+        """Run it in the writer's thread, to its end: before that nobody else may use the connection.
+
+        A caller that is cancelled waits for that too.
+        """
         run = partial(function, *args, **kwargs)
         running = asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
         cancelled: asyncio.CancelledError | None = None
@@ -327,14 +336,12 @@ class SqliteDatabase:
         raise NotImplementedError("SQLite has one writer, and no trips to save")
 
     async def close(self) -> None:
-        for threads, engine in (
-            (self._writer_thread, self._writer),
-            (self._reader_threads, self._reader),
-        ):
-            await asyncio.to_thread(threads.shutdown)
-            if engine is self._writer and self._writing is not None:
-                self._writing.close()
-            engine.dispose()
+        async with self._alone:
+            await asyncio.to_thread(self._writer_thread.shutdown)
+            self._give_up()
+        self._writer.dispose()
+        await asyncio.to_thread(self._reader_threads.shutdown)
+        self._reader.dispose()
 
 
 def _sqlite_engine(url: Any, *, begin: str, connections: int, read_only: bool) -> Engine:

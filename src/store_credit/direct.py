@@ -87,7 +87,7 @@ class OwnConnection:
 
 
 def run(connection: Connection, sql: str) -> None:
-    """Run a statement of SQLite that has no values and no rows. Raises the driver's errors."""
+    """Run a statement of SQLite without values, whose rows nobody wants. Raises the driver's errors."""
     _driver(connection).execute(sql)
 
 

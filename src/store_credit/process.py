@@ -56,8 +56,7 @@ def spare_the_collector() -> None:
 def spare_memory() -> None:
     """Have malloc give back what is free, and not keep a pool for each thread. Before threads start.
 
-    Worth a fifth of a process under load on SQLite. C libraries other than glibc have neither such pools
-    nor the function.
+    C libraries other than glibc have neither such pools nor the function.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -417,6 +417,13 @@ async def hasty(faulty: Faulty, clock: Clock) -> AsyncIterator[Ledger]:
     await ledger.close()
 
 
+async def test_works_that_are_done_are_not_kept_until_their_deadline(ledger: Any) -> None:
+    for number in range(5):
+        await ledger.execute(issue(upstream_id=f"line-{number}"))
+
+    assert len(ledger._deadlines._kept) == 1
+
+
 async def test_a_work_past_its_deadline_is_not_run(
     hasty: Ledger, faulty: Faulty, database: Database
 ) -> None:

@@ -45,6 +45,8 @@ __all__ = ["Claim", "Clock", "Ledger", "Record", "Result", "Work"]
 
 QUEUE_MAX = 4_096
 TRIES_MAX = 8
+BRIEF_COMMANDS_MAX = 256
+"""So many take some 20 ms on SQLite."""
 PAUSE_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Pauses between the tries of a batch whose transaction failed for a passing reason, at the most.
 
@@ -234,7 +236,8 @@ class Ledger:
             answers = await self.database.at_once(partial(self._run_at_once, batch, needs, marker_id))
             if answers is not None:
                 return answers
-        return await self.database.write_briefly(partial(self._run, batch, needs, marker_id, doubtful))
+        write = self.database.write_briefly if needs.commands <= BRIEF_COMMANDS_MAX else self.database.write
+        return await write(partial(self._run, batch, needs, marker_id, doubtful))
 
     async def _run_at_once(
         self, pendings: list[Pending], needs: Needs, marker_id: str, fetch: Fetch
