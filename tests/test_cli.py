@@ -295,6 +295,8 @@ def test_migrate_refuses_a_database_that_is_too_far_ahead(database_url: str) -> 
 
 def test_migrate_goes_back_only_to_a_schema_that_is_named(sqlite_url: str) -> None:
     assert "--to" in sentence(cli("migrate", "--back", url=sqlite_url))
+    said = sentence(cli("migrate", "--to", FIRST_SCHEMA, url=sqlite_url))
+    assert f"{FIRST_SCHEMA} is earlier: to go back, add --back." in said
 
 
 def test_commands_refuse_a_postgresql_database_that_is_behind(postgresql_url: str) -> None:
@@ -590,7 +592,7 @@ def test_show_tells_a_long_story(database_url: str) -> None:
         "Held 30.00 for session session-ordered 100.00 30.00 test",
         "Spent on order order of source-1 -12.34 87.66 0.00 test",
         "Held 60.00 for session session-open 87.66 60.00 test",
-        "Spent on order order of source-2 -80.00 7.66 60.00 test",
+        "Spent on order order of source-2, which overdrew it -80.00 7.66 60.00 test",
     ):
         assert said in told, shown
     promised = shown.partition("Promised now")[2].partition("What happened")[0]

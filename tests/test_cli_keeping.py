@@ -97,7 +97,8 @@ def test_a_flag_is_raised_and_cleared(url: str) -> None:
 def test_what_is_held_is_never_taken_away(url: str) -> None:
     held(url)
     said = sentence(cli("lines", "adjust", "gift", "--amount", "-40.01", *WHY, url=url))
-    assert said == "A decrease can not take the balance below what is held."
+    limit = "A decrease can not take the balance below what is held"
+    assert said == f"{limit}: at most 40.00 USD can be taken."
     said = sentence(cli("lines", "close", "gift", *WHY, url=url))
     assert said == "Credit of this line is held; it can not be closed before that ends."
     assert changed(url, "adjust", "gift", "--amount", "-40")["available"] == 0

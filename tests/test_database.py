@@ -134,6 +134,7 @@ def test_postgresql_errors_are_told_apart_by_their_state(sqlstate: str, passing:
     [
         ("SQLITE_BUSY", True),
         ("SQLITE_BUSY_SNAPSHOT", True),
+        ("SQLITE_PROTOCOL", True),
         ("SQLITE_IOERR_WRITE", True),
         ("SQLITE_FULL", True),
         ("SQLITE_CONSTRAINT_UNIQUE", False),

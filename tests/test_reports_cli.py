@@ -146,8 +146,11 @@ def test_reports_refuse_what_can_not_be(sqlite_url: str, given: tuple[str, ...],
 def test_a_statement_for_machines(url: str) -> None:
     asked = ("lines", "statement", "usd", "--from", "2025-10-02T00:00:00Z", "--to", "2025-11-10T00:00:00Z")
     found = json.loads(printed(*asked, "--json", url=url))
-    moves = [(row["kind"], row["amount"], row["balanceAfter"]) for row in found.pop("movements")]
+    movements = found.pop("movements")
+    orders = [row["orderId"] for row in movements]
+    moves = [(row["kind"], row["amount"], row["balanceAfter"]) for row in movements]
     assert moves == [("deducted", -30.5, 69.5)]
+    assert orders == ["order of source-1"]
     assert found == {
         "creditLineId": "cl_1",
         "upstreamId": "usd",
@@ -175,6 +178,7 @@ def test_a_statement_for_people(url: str) -> None:
     [
         (("nobody",), "There is no credit line with the id or upstreamId 'nobody'."),
         (("usd", "--from", "now"), "--from must be an ISO 8601 time."),
+        (("usd", "--from", "2999-01-01T00:00Z"), "--from is in the future: .*"),
         (("usd", "--from", "2025-11-01T00:00Z", "--to", "2025-10-01T00:00Z"), "The period ends before .*"),
     ],
 )

@@ -115,6 +115,17 @@ async def test_to_connect_is_none_of_the_loop_s_work(sqlite_url: str) -> None:
     assert threads[0] is not threading.current_thread()
 
 
+async def test_nothing_is_put_down_outside_the_database_s_own_files(database: SqliteDatabase) -> None:
+    """A temporary file would be written to in the loop, on a disk that may be slow or full."""
+
+    def temp_store(connection: Connection) -> object:
+        return connection.exec_driver_sql("PRAGMA temp_store").scalar()
+
+    in_memory = 2
+    assert await database.write_briefly(temp_store) == in_memory
+    assert await database.read(temp_store) == in_memory
+
+
 async def test_a_connection_that_can_not_even_roll_back_is_given_up(database: Any) -> None:
     @event.listens_for(database._writer, "rollback", once=True)
     def fail(_connection: Connection) -> None:

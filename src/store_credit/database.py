@@ -361,6 +361,8 @@ def _sqlite_engine(url: Any, *, begin: str, connections: int, read_only: bool) -
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # What a statement might have to undo would go to a file elsewhere, on a disk that may be full.
+        connection.execute("PRAGMA temp_store = MEMORY")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
         else:

@@ -282,9 +282,28 @@ async def test_an_event_is_shown_with_the_upstream_id_that_no_line_has(
 ) -> None:
     await shop.deliver(order_event(source(amount=20.125, upstream_id="lime-1")))
     became = "source-1: deduct 20.125 USD of lime-1: unknown line"
-    assert became in (await cli("show", "event-1")).output
+    shown = (await cli("show", "event-1")).output
+    assert became in shown
+    assert shown.endswith("\nNo line fits it: name one with `events apply --line`, or dismiss it.\n")
     again = await cli("apply", "event-1")
     assert (again.exit_code, again.output) == (1, f"The event is unmatched now.\n{became}\n")
+
+
+async def test_who_overdraws_a_line_by_hand_is_told(shop: Shop, cli: Callable[..., Any]) -> None:
+    line = await shop.issue(15)
+    await shop.deliver(order_event(source(amount=20, upstream_id=None)))
+    done = await cli("apply", "event-1", "--line", "line-1")
+    warning = f"The line is overdrawn now: store-credit lines show {line['id']}\n"
+    assert (done.exit_code, done.output.endswith(warning)) == (0, True)
+    shown = " ".join((await cli("show", "line-1", of="lines")).output.split())
+    assert "Spent on order order-1, which overdrew it -20.00 -5.00 0.00" in shown
+
+
+async def test_ids_stay_whole_in_a_pipe(shop: Shop, cli: Callable[..., Any]) -> None:
+    names = {"upstreamId": "u" * 200, "customerId": "c" * 200}
+    line = await shop.issue(15, **names)
+    (row,) = [row for row in (await cli("list", of="lines")).output.splitlines() if line["id"] in row]
+    assert all(name in row for name in names.values())
 
 
 async def test_what_moved_to_another_line_is_told_on_both(shop: Shop, cli: Callable[..., Any]) -> None:
@@ -297,8 +316,8 @@ async def test_what_moved_to_another_line_is_told_on_both(shop: Shop, cli: Calla
     assert "Moved away: order order-1 +20.00" in left
     assert "Moved away: return, order order-1 -5.00" in left
     period = " ".join((await cli("statement", "line-1", of="lines")).output.split())
-    assert "Moved away: deducted +20.00" in period
-    assert "Moved away: returned -5.00" in period
+    assert "Moved away: deducted +20.00 105.00 order order-1; moved to" in period
+    assert "Moved away: returned -5.00 100.00 order order-1; moved to" in period
     arrived = " ".join((await cli("show", "line-2", of="lines")).output.split())
     assert "Spent on order order-1 -20.00" in arrived
     assert "Returned from order order-1 +5.00" in arrived

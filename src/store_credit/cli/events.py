@@ -21,6 +21,7 @@ from store_credit.ledger import queries as ledger_queries
 from store_credit.ledger.commands import Cause
 from store_credit.ledger.pages import Page
 from store_credit.ledger.queries import LineFigures
+from store_credit.ledger.state import Flag
 from store_credit.merchant import rendering
 from store_credit.webhooks import candidates, catch_up, inbox, queries, upkeep
 from store_credit.webhooks.effects import Assignment, EventState
@@ -96,19 +97,22 @@ def apply_event(
     if source is not None and line is None:
         fail("A source is assigned to a line: name it with --line.")
 
-    async def work(session: Session) -> RowMapping:
+    async def work(session: Session) -> tuple[RowMapping, list[LineFigures]]:
         row = await _row(session, event_id)
         if row["state"] in (EventState.DISMISSED, EventState.CONFLICT):
             fail(f"The event is {row['state']}.")
         cause = Cause(actor(), reason, event_id=event_id)
         to = Assignment(await _line_id(session, line), source) if line is not None else None
         await inbox.apply_by_hand(session.ledger, row, cause, to)
-        return await _row(session, event_id)
+        applied = await _row(session, event_id)
+        return applied, await session.database.read(_lines_of, applied, await session.ledger.now())
 
-    applied = run(work)
+    applied, lines = run(work)
     typer.echo(f"The event is {applied['state']} now.")
     for effect in json.loads(applied["effects"]):
         typer.echo(plain(_became_of(effect)))
+    for overdrawn in (line for line in lines if Flag.OVERDRAWN in line.flags):
+        typer.echo(f"The line is overdrawn now: store-credit lines show {overdrawn.row['id']}")
     if applied["state"] in (EventState.UNMATCHED, EventState.FAILED):
         raise typer.Exit(1)
 
@@ -184,6 +188,13 @@ async def _catch_up(session: Session, since: datetime, starting_after: str | Non
                 await catch_up.catch_up(session.ledger, api, since, **more)
     finally:
         _tell_tally(tally)
+
+
+def _lines_of(connection: Connection, row: RowMapping, now: datetime) -> list[LineFigures]:
+    """The lines on which something of the event is booked."""
+    ids = {effect["creditLineId"] for effect in json.loads(row["effects"]) if effect["creditLineId"]}
+    found = [ledger_queries.line(connection, line_id, now) for line_id in sorted(ids)]
+    return [line for line in found if line is not None]
 
 
 async def _row(session: Session, event_id: str) -> RowMapping:
@@ -282,6 +293,8 @@ def _print_event(row: RowMapping, lines: list[LineFigures]) -> None:
     for effect in json.loads(row["effects"]):
         facts.add_row("Source", plain(_became_of(effect)))
     console().print(facts)
+    if row["state"] == EventState.UNMATCHED and not lines:
+        typer.echo("\nNo line fits it: name one with `events apply --line`, or dismiss it.")
     if lines:
         typer.echo("\nLines that it may mean:")
         for line in lines:

@@ -102,7 +102,10 @@ def migrate(
                 await session.database.read(schema.check)
             else:
                 await session.database.write(schema.downgrade if back else schema.upgrade, to)
-            return before, await session.database.read(schema.current)
+            after = await session.database.read(schema.current)
+            if after == before and not back and to not in ("head", after):
+                fail(f"The schema is at {after}, and {to} is earlier: to go back, add --back.")
+            return before, after
 
     with told_in_one_sentence():
         before, after = asyncio.run(work())

@@ -11,7 +11,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from store_credit import money
-from store_credit.cli.session import Session, console, fail, moment, plain, run
+from store_credit.cli.session import Session, console, fail, moment, not_in_future, plain, run
 from store_credit.cli.statement import has_moved, when
 from store_credit.fields import time_text
 from store_credit.ledger import queries, reports
@@ -37,6 +37,8 @@ def show_statement(
         fail("The period ends before it begins.")
 
     async def work(session: Session) -> tuple[LineFigures, Statement, datetime]:
+        await not_in_future(session, "--from", start)
+
         def read(connection: Connection) -> tuple[LineFigures, Statement, datetime]:
             now = session.ledger.now_within(connection)
             line = _line(connection, name, now)
@@ -71,7 +73,9 @@ def _json(line: LineFigures, found: Statement, start: datetime | None, until: da
         "from": time_text(start),
         "to": time_text(until),
         "opening": money.to_number(found.opening, currency),
-        "movements": [rendering.entry(row, currency) for row in found.movements],
+        "movements": [
+            rendering.entry(row, currency) | {"orderId": row["order_id"]} for row in found.movements
+        ],
         "closing": money.to_number(found.closing, currency),
     }
 
@@ -92,7 +96,8 @@ def _table(line: LineFigures, found: Statement, start: datetime | None, until: d
     for row in found.movements:
         kind = row["kind"].replace("_", " ")
         what = f"Moved away: {kind}" if has_moved(row["kind"], row["amount"]) else kind.capitalize()
-        why = plain(row["reason"] or "")
+        order = f"order {row['order_id']}" if row["order_id"] else None
+        why = plain("; ".join(part for part in (order, row["reason"]) if part))
         table.add_row(
             when(row["created_at"]), what, shown(row["amount"], "+"), shown(row["balance_after"]), why
         )

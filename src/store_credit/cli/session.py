@@ -34,8 +34,10 @@ T = TypeVar("T")
 OF_OUTPUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """What a connection never says, but a file does to which the output goes."""
 
-PIPED_WIDTH = 140
-"""Columns when the output is no terminal: wide enough for a statement's longest rows."""
+WIDE = 140
+"""Columns that the tables take that a narrow terminal shall rather wrap."""
+PIPED_WIDTH = 10_000
+"""Columns when the output is no terminal: enough that nothing is wrapped, so that ids stay whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def console(*, wide: bool = False) -> Console:
     """For standard output. A `wide` one rather lets a narrow terminal wrap lines than cut off figures."""
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     if wide:
-        width = max(Console().width, PIPED_WIDTH)
+        width = max(width or Console().width, WIDE)
     return Console(width=width, emoji=False, highlight=False)
 
 

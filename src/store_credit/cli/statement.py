@@ -24,6 +24,7 @@ from store_credit.ledger.tables import deduction, hold, ledger_entry
 
 OPEN_HOLDS_SHOWN = 20
 DECISIONS_SHOWN = 8
+RULE_WIDTH_MAX = 120
 
 Row = dict[str, Any]
 
@@ -75,7 +76,7 @@ def print_statement(console: Console, story: Story) -> None:
     row = story.line.row
     title = plain(row["upstream_id"])
     title.stylize("bold")
-    console.print(Rule(title, align="left"))
+    console.print(Rule(title, align="left"), width=min(console.width, RULE_WIDTH_MAX))
     console.print(_facts(story))
     if story.open_holds:
         is_cut = len(story.open_holds) > OPEN_HOLDS_SHOWN
@@ -198,7 +199,8 @@ def _what(story: Story, row: Row) -> str:
         EntryKind.RELEASED: f"Released {held} of session {session}"
         + (f", spent on order {order}" if order else ""),
         EntryKind.HOLD_EXPIRED: f"Hold of {held} expired, session {session}",
-        EntryKind.DEDUCTED: f"{'Moved away:' if moved else 'Spent on'} order {order}",
+        EntryKind.DEDUCTED: f"{'Moved away:' if moved else 'Spent on'} order {order}"
+        + (", which overdrew it" if row["amount"] < 0 and _is_overdrawn(row) else ""),
         EntryKind.RETURNED: f"{'Moved away: return,' if moved else 'Returned from'} order {order}",
         EntryKind.EXPIRED: "Expired: written off",
         EntryKind.VOIDED: "Voided",
@@ -212,6 +214,10 @@ def _what(story: Story, row: Row) -> str:
         EntryKind.FLAG_CLEARED: "Flag cleared",
         EntryKind.DESCRIBED: "Description changed",
     }[EntryKind(row["kind"])]
+
+
+def _is_overdrawn(row: Row) -> bool:
+    return bool(row["balance_after"] < max(0, row["held_after"]))
 
 
 def _why(row: Row) -> str:

@@ -80,7 +80,9 @@ def adjust(book: Book, command: Adjust, now: datetime) -> Change:
     if line.is_expired(draft.now) and amount > 0:
         raise NotAllowed("An expired line is not adjusted upwards; change its expiry first.")
     if amount < 0 and draft.unheld + amount < 0:
-        raise NotAllowed("A decrease can not take the balance below what is held.", "amount")
+        most = money.to_text(max(0, draft.unheld), line.currency)
+        message = f"A decrease can not take the balance below what is held: at most {most} can be taken."
+        raise NotAllowed(message, "amount")
     if line.balance + amount >= money.AMOUNT_MINOR_LIMIT:
         raise OutOfRange("The balance would be too large.", "amount")
     draft.post(EntryKind.ADJUSTED, amount=amount)

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, String, case, func, select
 
 from store_credit.ledger.state import EntryKind, LineStatus
-from store_credit.ledger.tables import credit_line, ledger_entry
+from store_credit.ledger.tables import credit_line, deduction, ledger_entry
 
 MOVEMENTS_MAX = 10_000
 """Movements in one statement."""
@@ -228,7 +228,11 @@ def statement(
     Raises TooManyMovements.
     """
     entry = ledger_entry.c
-    moves = select(ledger_entry).where(entry.line_id == line_id, entry.amount != 0)
+    moves = (
+        select(ledger_entry, deduction.c.order_id)
+        .outerjoin(deduction, deduction.c.id == entry.deduction_id)
+        .where(entry.line_id == line_id, entry.amount != 0)
+    )
     opening = 0
     if start is not None:
         earlier = moves.where(entry.created_at < start).order_by(entry.seq.desc()).limit(1)
